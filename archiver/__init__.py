@@ -1,0 +1,1 @@
+"""The archive domain: catalogue, datablocks and storage. Knows nothing of Temporal."""

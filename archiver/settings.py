@@ -1,0 +1,397 @@
+"""All settings: one TOML file and/or ``ARCHIVER_*`` environment variables, validated at start, unknown keys refused.
+
+Order: environment over file over default. The file is the one given, else ``ARCHIVER_CONFIG``, ``./archiver.toml``,
+``~/.config/archiver/archiver.toml``, ``/etc/archiver/archiver.toml``: the first that exists. Nested keys in the
+environment use two underscores: ``ARCHIVER_LTS__ROOT=/lts``. Any secret may come from a file instead:
+``ARCHIVER_SCICAT__PASSWORD_FILE=/run/secrets/scicat``. Temporal's connection comes from Temporal's own environment
+configuration (``TEMPORAL_ADDRESS``, ``TEMPORAL_NAMESPACE``, TLS, API key); ``[temporal]`` gives only its defaults.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import string
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import AnyHttpUrl, BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from archiver.errors import SettingsInvalid
+
+SIZE_UNITS = {"B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+LANDING_FIELDS = frozenset({"pid", "source_folder", "owner_group", "proposal_id"})
+
+
+def parse_size(value: object) -> object:
+    """``"20GiB"`` as bytes; numbers pass. Raises ``ValueError`` for anything else that is text."""
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", value)
+    unit = SIZE_UNITS.get((match[2] or "B").upper()) if match else None
+    if match is None or unit is None:
+        raise ValueError(f"{value!r} is not a size such as 20GiB, 500MB or 1048576")
+    return int(float(match[1]) * unit)
+
+
+class Section(BaseModel):
+    """One table of the settings file: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class TemporalSettings(Section):
+    """Defaults beneath Temporal's own environment configuration."""
+
+    address: str = "127.0.0.1:7233"
+    """host:port of the Temporal frontend; ``TEMPORAL_ADDRESS`` wins."""
+    namespace: str = "default"
+    """Temporal namespace; ``TEMPORAL_NAMESPACE`` wins."""
+    config_file: Path | None = None
+    """A Temporal environment configuration file (TOML) for TLS and API keys; ``TEMPORAL_CONFIG_FILE`` wins."""
+    profile: str | None = None
+    """Profile in that file; ``TEMPORAL_PROFILE`` wins."""
+
+
+class SciCatSettings(Section):
+    """The SciCat backend and our account there."""
+
+    url: AnyHttpUrl = AnyHttpUrl("http://127.0.0.1:3000")
+    """Base URL without ``/api``."""
+    username: str | None = None
+    """Functional account; needs ``password``. Needs ADMIN_GROUPS and DELETE_GROUPS (docs/scicat.md)."""
+    password: SecretStr | None = None
+    """Password of ``username``."""
+    token: SecretStr | None = None
+    """A long-lived token instead of username and password."""
+    login_path: Literal["/api/v3/auth/login", "/api/v3/auth/ldap", "/api/v3/auth/msad"] = "/api/v3/auth/login"
+    """Where ``username`` logs in."""
+    connect_timeout_seconds: float = Field(10, gt=0)
+    """For opening a connection."""
+    read_timeout_seconds: float = Field(60, gt=35)
+    """For an answer; above 35 s, because SciCat hangs 30 s on a lost database before it answers (contract 5)."""
+    max_answer_bytes: int = Field(64 * 2**20, ge=2**20)
+    """An answer larger than this is refused."""
+
+    _size = field_validator("max_answer_bytes", mode="before")(parse_size)
+
+    @model_validator(mode="after")
+    def _one_credential(self) -> SciCatSettings:
+        if self.token is not None and (self.username or self.password):
+            raise ValueError("give either token, or username and password, not both")
+        if (self.username is None) != (self.password is None):
+            raise ValueError("username and password belong together: one of them is missing")
+        return self
+
+
+class S3Settings(Section):
+    """An S3 endpoint and our keys there."""
+
+    endpoint: AnyHttpUrl | None = None
+    """URL of the S3 server; absent: AWS."""
+    access_key: str | None = None
+    """Access key id."""
+    secret_key: SecretStr | None = None
+    """Secret access key."""
+    region: str = "us-east-1"
+    """Region name used in signatures."""
+    path_style: bool = True
+    """Path-style addressing (nearly every S3 server outside AWS)."""
+    unsigned_payload: bool = True
+    """Do not sign request bodies: our own SHA-256 guards every transfer; saves about 1 CPU second per GiB."""
+
+
+class LandingSettings(Section):
+    """Where source files lie."""
+
+    url_template: str = "s3://landing/{pid}/"
+    """``s3://bucket/prefix/`` or ``file:///directory``; fields {pid}, {source_folder}, {owner_group}, {proposal_id}."""
+    s3: S3Settings | None = None
+    """Another S3 than ``[s3]`` for the landing zone."""
+    surplus: Literal["refuse", "allow"] = "refuse"
+    """Files in the landing zone that the catalogue does not list: a content error, or left alone."""
+    delete_after_archive: bool = False
+    """Remove exactly the archived source files after a fresh proof (P1)."""
+    delete_least_level: Literal["host", "store", "tape", "tape-read"] = "host"
+    """Least verification level that a proof for deletion must state."""
+
+    @field_validator("url_template")
+    @classmethod
+    def _template(cls, value: str) -> str:
+        if not value.startswith(("s3://", "file:///")):
+            raise ValueError("must begin with s3:// or file:///")
+        try:
+            fields = {name for _, name, _, _ in string.Formatter().parse(value) if name is not None}
+        except ValueError as error:
+            raise ValueError(f"is not a template: {error}") from None
+        if unknown := fields - LANDING_FIELDS:
+            raise ValueError(f"has unknown fields {sorted(unknown)}; known are {sorted(LANDING_FIELDS)}")
+        if not fields & {"pid", "source_folder"}:
+            raise ValueError("names neither {pid} nor {source_folder}: every dataset would share one place")
+        return value
+
+
+class StagingSettings(Section):
+    """The bucket that plans and packed datablocks pass through."""
+
+    bucket: str = "staging"
+    """Bucket name."""
+    prefix: str = ""
+    """Key prefix, ending in / if not empty."""
+
+    @field_validator("prefix")
+    @classmethod
+    def _slash(cls, value: str) -> str:
+        if value and (not value.endswith("/") or value.startswith("/")):
+            raise ValueError("must end with / and not begin with it")
+        return value
+
+
+class RetrievalSettings(Section):
+    """Where retrieved data is put for users."""
+
+    bucket: str = "retrieval"
+    """Bucket name."""
+
+
+class DatablockSettings(Section):
+    """How datablocks are cut and written."""
+
+    target_bytes: int = Field(20 * 2**30, ge=2**20)
+    """Plain bytes per datablock; a single larger file gets its own."""
+    max_files: int = Field(20_000, ge=1, le=50_000)
+    """Files per datablock."""
+    max_metadata_bytes: int = Field(8_000_000, ge=10_000, le=15_000_000)
+    """Bytes of SciCat metadata (JSON) per datablock; SciCat refuses bodies over 16 MB with a 500 (contract 3.4)."""
+    format: Literal["tar.gz", "tar", "tar.zst"] = "tar.gz"
+    """Output format."""
+    level: int = Field(1, ge=1, le=3)
+    """Compression level of ISA-L (gzip) or zstd."""
+    member_bytes: int = Field(4 * 2**20, ge=2**16, le=2**26)
+    """Plain bytes per independent gzip member: the step of the index for single-file retrieval."""
+    fetch_bytes: int = Field(32 * 2**20, ge=4 * 2**20)
+    """Bytes fetched ahead per pack slot."""
+    fetch_objects: int = Field(32, ge=1, le=256)
+    """Source objects fetched in parallel per pack slot."""
+
+    _size = field_validator("target_bytes", "max_metadata_bytes", "member_bytes", "fetch_bytes", mode="before")(parse_size)
+
+
+class LtsSettings(Section):
+    """The long-term storage: a mounted file system."""
+
+    root: Path = Path("/lts")
+    """Directory that holds the datasets; carries the identity marker written by ``archiver setup``."""
+    identity: str = Field("lts", pattern=r"[A-Za-z0-9._-]{1,64}")
+    """Name of this LTS; the marker must carry it."""
+    reserve: str = "5%"
+    """Space to leave free: a share (``5%``) or a size (``500GiB``)."""
+    space_poll_seconds: float = Field(15, gt=0)
+    """How often a copy that waits for space looks again."""
+    direct_io: Literal["auto", "never"] = "auto"
+    """O_DIRECT where the file system takes it; ``never``: fsync and DONTNEED."""
+
+    @field_validator("reserve")
+    @classmethod
+    def _reserve(cls, value: str) -> str:
+        if match := re.fullmatch(r"(\d+(?:\.\d+)?)%", value):
+            if float(match[1]) >= 100:
+                raise ValueError("must be below 100%")
+        else:
+            parse_size(value)
+        return value
+
+    def reserve_bytes(self, total_bytes: int) -> int:
+        """The reserve in bytes for a file system of ``total_bytes``."""
+        if self.reserve.endswith("%"):
+            return int(total_bytes * float(self.reserve[:-1]) / 100)
+        size = parse_size(self.reserve)
+        assert isinstance(size, int)  # noqa: S101  validated above
+        return size
+
+
+class ArchiveSettings(Section):
+    """What is told to SciCat, and how much runs at once."""
+
+    storage_location: str = "archive"
+    """Our name in ``datasetlifecycle.storageLocation``; datasets with another non-empty one are refused."""
+    job_type: str = "archive"
+    """SciCat job type that we take."""
+    datasets_at_once: int = Field(10, ge=1, le=200)
+    """Datasets of one job in work at a time."""
+    datablocks_at_once: int = Field(4, ge=1, le=100)
+    """Datablocks of one dataset in work at a time."""
+    archivable_after_failure: bool = True
+    """After a failure the dataset is archivable again, so that a new job can be submitted (contract 2.5)."""
+    give_up_after_hours: float = Field(72, gt=0)
+    """How long system errors of one step are retried before the dataset is given up as failed."""
+
+
+class SlotSettings(Section):
+    """Concurrent activities per worker process and queue (design section 5)."""
+
+    catalogue: int = Field(20, ge=1)
+    """SciCat calls."""
+    pack: int = Field(default_factory=lambda: max(1, (os.cpu_count() or 2) // 2), ge=1)
+    """Plan, pack, clean up."""
+    lts_space: int = Field(1, ge=1)
+    """Waits for LTS space."""
+    lts_copy: int = Field(2, ge=1)
+    """Copies to the LTS."""
+    lts_verify: int = Field(1, ge=1)
+    """Verifications."""
+    lts_bag: int = Field(4, ge=1)
+    """Small metadata work on the LTS: surveys, bag files, clean-up."""
+    delete: int = Field(1, ge=1)
+    """Deletion of archived source files."""
+
+
+class WorkerSettings(Section):
+    """The worker process."""
+
+    graceful_shutdown_seconds: float = Field(300, ge=0)
+    """How long SIGTERM lets running activities go on before they are told to stop and are retried elsewhere."""
+    heartbeat_timeout_seconds: float = Field(60, ge=5)
+    """A data-moving activity that says nothing for this long is taken for dead and retried."""
+    metrics_address: str | None = None
+    """host:port of the Prometheus endpoint."""
+    lock_dir: Path | None = None
+    """Where the exclusive locks of the LTS queues lie; default: in the LTS root."""
+    log_format: Literal["text", "json"] = "text"
+    """Log lines for people or for machines."""
+
+
+class _TomlFile(InitSettingsSource):
+    """The settings file, read with the line number in the error where it does not parse."""
+
+    def __init__(self, settings_cls: type[BaseSettings], path: Path | None) -> None:
+        data: dict[str, Any] = {}
+        if path is not None:
+            try:
+                data = tomllib.loads(path.read_text("utf-8"))
+            except OSError as error:
+                raise SettingsInvalid(
+                    f"settings file {path} cannot be read: {error.strerror}", next_step="check the path and its rights"
+                ) from None
+            except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+                raise SettingsInvalid(f"settings file {path} is not TOML: {error}", next_step="mend that line") from None
+        super().__init__(settings_cls, data)
+
+
+class _SecretFiles(InitSettingsSource):
+    """``ARCHIVER_<SECTION>__<SECRET>_FILE``: a secret by the path of a file that holds it."""
+
+    def __init__(self, settings_cls: type[BaseSettings], environment: Mapping[str, str]) -> None:
+        data: dict[str, Any] = {}
+        for section, name in (("scicat", "password"), ("scicat", "token"), ("s3", "secret_key")):
+            variable = f"ARCHIVER_{section}__{name}_FILE".upper()
+            if path := environment.get(variable):
+                try:
+                    secret = Path(path).read_text("utf-8").strip()
+                except OSError as error:
+                    raise SettingsInvalid(f"{variable} names {path}, which cannot be read: {error.strerror}") from None
+                data.setdefault(section, {})[name] = secret
+        super().__init__(settings_cls, data)
+
+
+class Settings(BaseSettings):
+    """All of it. Made by ``load``."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="ARCHIVER_", env_nested_delimiter="__", extra="forbid", frozen=True, use_attribute_docstrings=True
+    )
+
+    temporal: TemporalSettings = TemporalSettings()
+    scicat: SciCatSettings = SciCatSettings()
+    s3: S3Settings = S3Settings()
+    landing: LandingSettings = LandingSettings()
+    staging: StagingSettings = StagingSettings()
+    retrieval: RetrievalSettings = RetrievalSettings()
+    datablock: DatablockSettings = DatablockSettings()
+    lts: LtsSettings = LtsSettings()
+    archive: ArchiveSettings = ArchiveSettings()
+    slots: SlotSettings = SlotSettings()
+    worker: WorkerSettings = WorkerSettings()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Settings:
+        if self.landing.url_template.startswith("file://"):
+            source = self.landing.url_template.removeprefix("file://").split("{")[0].rstrip("/") or "/"
+            root = str(self.lts.root).rstrip("/")
+            if root == source or root.startswith(source + "/") and source != "/":
+                raise ValueError(f"lts.root {root} lies inside the landing zone {source}")
+        else:
+            bucket = self.landing.url_template.removeprefix("s3://").split("/")[0]
+            if bucket == self.staging.bucket and self.landing.s3 is None:
+                raise ValueError(f"landing.url_template and staging.bucket name the same bucket {bucket!r}")
+        if self.datablock.fetch_bytes < self.datablock.member_bytes:
+            raise ValueError("datablock.fetch_bytes is smaller than datablock.member_bytes")
+        return self
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Environment over secret files over the TOML file (given as the ``init`` source by ``load``)."""
+        return env_settings, init_settings
+
+
+def find_file(given: Path | None = None) -> Path | None:
+    """The settings file to use, or None if there is none. Raises ``SettingsInvalid`` if the one named is not there."""
+    named = given or (Path(os.environ["ARCHIVER_CONFIG"]) if os.environ.get("ARCHIVER_CONFIG") else None)
+    if named is not None:
+        if not named.is_file():
+            raise SettingsInvalid(f"settings file {named} is not there", next_step="check -c or ARCHIVER_CONFIG")
+        return named
+    usual = (Path("archiver.toml"), Path.home() / ".config/archiver/archiver.toml", Path("/etc/archiver/archiver.toml"))
+    return next((path for path in usual if path.is_file()), None)
+
+
+def load(path: Path | None = None) -> Settings:
+    """Read and check all settings; ``path`` as ``find_file`` returns it. Raises ``SettingsInvalid`` naming each key."""
+    data = _TomlFile(Settings, path)()
+    for section, secrets in _SecretFiles(Settings, os.environ)().items():
+        data[section] = {**data.get(section, {}), **secrets}
+    try:
+        _refuse_unknown_environment()
+        return Settings(**data)
+    except ValidationError as error:
+        raise SettingsInvalid(_explain(error, path), next_step="archiver config schema  explains every setting") from None
+
+
+def _refuse_unknown_environment() -> None:
+    """Unknown ``ARCHIVER_*`` variables are spelling mistakes: pydantic-settings would ignore them."""
+    known = {"ARCHIVER_CONFIG", "ARCHIVER_CACHE_DIR"}
+    for section, field in Settings.model_fields.items():
+        known.add(f"ARCHIVER_{section}".upper())
+        assert isinstance(field.annotation, type)  # noqa: S101
+        for name in field.annotation.model_fields:
+            known.add(f"ARCHIVER_{section}__{name}".upper())
+            known.add(f"ARCHIVER_{section}__{name}_FILE".upper())
+    for name in os.environ:
+        upper = name.upper()
+        if upper.startswith("ARCHIVER_") and upper not in known and not upper.startswith("ARCHIVER_LANDING__S3__"):
+            raise SettingsInvalid(f"environment variable {name} is no setting", next_step="archiver config schema")
+
+
+def _explain(error: ValidationError, path: Path | None) -> str:
+    """Each mistake with its key, never with its value (it may be a secret)."""
+    rows = []
+    for item in error.errors(include_url=False, include_input=False):
+        key = ".".join(str(part) for part in item["loc"]) or "settings"
+        text = "is not a known setting" if item["type"] == "extra_forbidden" else item["msg"].removeprefix("Value error, ")
+        rows.append(f"{key}: {text}")
+    return f"settings{f' in {path}' if path else ''} are wrong: " + "; ".join(rows)
