@@ -1,17 +1,17 @@
 """Every error the archiver raises on purpose: one root, three branches (design section 7).
 
-    ArchiverError
-    |-- ContentError      the user must act: what the catalogue says and what lies there differ. Never retried.
-    |   |-- MissingFiles, FileDiffers, SurplusFiles, SourceChanged   landing zone against catalogue
-    |   |-- EmptyDataset, DuplicatePath, PathCollision, HostilePath  the catalogue's list cannot be true
-    |   |-- ChecksumDiffers                                          bytes against the catalogue's checksum
-    |   `-- UnknownDataset                                           the job names a pid that SciCat does not know
-    |-- SystemFault       the operator or time must act. Retried, unless ``retryable`` is false.
-    |   |-- SourceFault, StagingFault, LtsFault, CatalogueFault, OwnFault   the side it belongs to (rule 7)
-    |   |-- LtsMarkerMissing, LtsFull                                LTS, special cases
-    |   `-- IntegrityMismatch                                        bytes changed between two of our own steps
-    |-- Refused           never starts: foreign job type, foreign storage location, no dataset list
-    `-- Stopped           told to stop (cancel, worker shutdown): not a failure
+ArchiverError
+|-- ContentError      the user must act: what the catalogue says and what lies there differ. Never retried.
+|   |-- MissingFiles, FileDiffers, SurplusFiles, SourceChanged   landing zone against catalogue
+|   |-- EmptyDataset, DuplicatePath, PathCollision, HostilePath  the catalogue's list cannot be true
+|   |-- ChecksumDiffers                                          bytes against the catalogue's checksum
+|   `-- UnknownDataset                                           the job names a pid that SciCat does not know
+|-- SystemFault       the operator or time must act. Retried, unless ``retryable`` is false.
+|   |-- SourceFault, StagingFault, LtsFault, CatalogueFault, OwnFault   the side it belongs to (rule 7)
+|   |-- LtsMarkerMissing, LtsFull                                LTS, special cases
+|   `-- IntegrityMismatch                                        bytes changed between two of our own steps
+|-- Refused           never starts: foreign job type, foreign storage location, no dataset list
+`-- Stopped           told to stop (cancel, worker shutdown): not a failure
 """
 
 from __future__ import annotations

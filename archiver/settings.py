@@ -17,7 +17,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import AnyHttpUrl, BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    AnyHttpUrl,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -27,7 +36,17 @@ from pydantic_settings import (
 
 from archiver.errors import SettingsInvalid
 
-SIZE_UNITS = {"B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+SIZE_UNITS = {
+    "B": 1,
+    "KIB": 2**10,
+    "MIB": 2**20,
+    "GIB": 2**30,
+    "TIB": 2**40,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "TB": 10**12,
+}
 LANDING_FIELDS = frozenset({"pid", "source_folder", "owner_group", "proposal_id"})
 
 
@@ -182,7 +201,9 @@ class DatablockSettings(Section):
     fetch_objects: int = Field(32, ge=1, le=256)
     """Source objects fetched in parallel per pack slot."""
 
-    _size = field_validator("target_bytes", "max_metadata_bytes", "member_bytes", "fetch_bytes", mode="before")(parse_size)
+    _size = field_validator("target_bytes", "max_metadata_bytes", "member_bytes", "fetch_bytes", mode="before")(
+        parse_size
+    )
 
 
 class LtsSettings(Section):
@@ -282,7 +303,9 @@ class _TomlFile(InitSettingsSource):
                     f"settings file {path} cannot be read: {error.strerror}", next_step="check the path and its rights"
                 ) from None
             except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-                raise SettingsInvalid(f"settings file {path} is not TOML: {error}", next_step="mend that line") from None
+                raise SettingsInvalid(
+                    f"settings file {path} is not TOML: {error}", next_step="mend that line"
+                ) from None
         super().__init__(settings_cls, data)
 
 
@@ -326,7 +349,7 @@ class Settings(BaseSettings):
         if self.landing.url_template.startswith("file://"):
             source = self.landing.url_template.removeprefix("file://").split("{")[0].rstrip("/") or "/"
             root = str(self.lts.root).rstrip("/")
-            if root == source or root.startswith(source + "/") and source != "/":
+            if root == source or (root.startswith(source + "/") and source != "/"):
                 raise ValueError(f"lts.root {root} lies inside the landing zone {source}")
         else:
             bucket = self.landing.url_template.removeprefix("s3://").split("/")[0]
@@ -369,7 +392,9 @@ def load(path: Path | None = None) -> Settings:
         _refuse_unknown_environment()
         return Settings(**data)
     except ValidationError as error:
-        raise SettingsInvalid(_explain(error, path), next_step="archiver config schema  explains every setting") from None
+        raise SettingsInvalid(
+            _explain(error, path), next_step="archiver config schema  explains every setting"
+        ) from None
 
 
 def _refuse_unknown_environment() -> None:
@@ -392,6 +417,8 @@ def _explain(error: ValidationError, path: Path | None) -> str:
     rows = []
     for item in error.errors(include_url=False, include_input=False):
         key = ".".join(str(part) for part in item["loc"]) or "settings"
-        text = "is not a known setting" if item["type"] == "extra_forbidden" else item["msg"].removeprefix("Value error, ")
+        text = (
+            "is not a known setting" if item["type"] == "extra_forbidden" else item["msg"].removeprefix("Value error, ")
+        )
         rows.append(f"{key}: {text}")
     return f"settings{f' in {path}' if path else ''} are wrong: " + "; ".join(rows)

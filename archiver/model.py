@@ -1,0 +1,490 @@
+"""Wire models: one request and one result per workflow and activity, and what queries answer.
+
+They travel through Temporal, so they are tolerant (every new field optional with a default, unknown fields ignored,
+nothing renamed or narrowed), carry references and counts instead of file lists (P9), and never a secret (P8).
+Sizes are bytes, times are ISO 8601 UTC, datablocks are numbered from 1.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+SEARCH_ATTRIBUTES: dict[str, Literal["Keyword", "Int"]] = {
+    "ScicatJobId": "Keyword",
+    "DatasetPid": "Keyword",
+    "OwnerGroup": "Keyword",
+    "Operation": "Keyword",
+    "Stage": "Keyword",
+    "BytesTotal": "Int",
+    "DatablockCount": "Int",
+}
+"""Custom search attributes and their Temporal types; made by ``archiver setup``."""
+
+MAX_OUTCOMES = 200
+"""Outcomes kept one by one in a job's result; beyond it only counts (failures are kept first)."""
+
+MAX_OUTCOME_MESSAGE = 400
+"""Characters of one outcome's message in a job's result."""
+
+
+class Wire(BaseModel):
+    """Base of all wire models."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class Policy(Wire):
+    """The settings that steer a workflow, read once by an activity so that replay sees the same."""
+
+    datasets_at_once: int = 10
+    datablocks_at_once: int = 4
+    give_up_seconds: float = 72 * 3600
+    heartbeat_seconds: float = 60
+    delete_sources: bool = False
+
+
+class StopRequest(Wire):
+    """The ``cancel`` signal: why, and who asks."""
+
+    reason: str = "no reason given"
+    who: str = "unknown"
+
+
+class Subscribe(Wire):
+    """The ``subscribe`` signal: a job that wants to be told a dataset's outcome."""
+
+    workflow_id: str
+
+
+class ErrorInfo(Wire):
+    """What a failed activity says of its error, beside the message."""
+
+    type: str = "Unknown"
+    kind: Literal["content", "system", "refused"] = "system"
+    message: str = ""
+    where: str = ""
+
+
+class DatasetOutcome(Wire):
+    """How a dataset ended."""
+
+    pid: str
+    outcome: Literal["archived", "already_archived", "failed", "cancelled"]
+    message: str = ""
+    error: ErrorInfo | None = None
+    datablocks: int = 0
+    files: int = 0
+    size_bytes: int = 0
+    packed_bytes: int = 0
+    level: str = ""
+
+
+class Counts(Wire):
+    """Datasets of a job by outcome."""
+
+    archived: int = 0
+    already_archived: int = 0
+    content_errors: int = 0
+    system_errors: int = 0
+    cancelled: int = 0
+
+    def plus(self, outcome: DatasetOutcome) -> Counts:
+        """These counts and one more outcome."""
+        if outcome.outcome == "failed":
+            field = "system_errors" if outcome.error is None or outcome.error.kind == "system" else "content_errors"
+        else:
+            field = outcome.outcome
+        return self.model_copy(update={field: getattr(self, field) + 1})
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.archived + self.already_archived + self.content_errors + self.system_errors + self.cancelled
+
+    @property
+    def good(self) -> int:
+        """Datasets that lie in the archive now."""
+        return self.archived + self.already_archived
+
+
+class JobState(Wire):
+    """What an ``ArchiveJob`` carries from one run to the next (continue-as-new)."""
+
+    offset: int = 0
+    total: int = 0
+    counts: Counts = Counts()
+    outcomes: list[DatasetOutcome] = []
+    policy: Policy = Policy()
+
+
+class ArchiveJobRequest(Wire):
+    """Input of ``ArchiveJob``. Without ``pids`` the list is taken from the SciCat job."""
+
+    job_id: str
+    pids: list[str] | None = None
+    state: JobState | None = None
+
+
+class ArchiveJobResult(Wire):
+    """Result of ``ArchiveJob``: what was written to SciCat."""
+
+    job_id: str
+    status_code: str
+    message: str
+    counts: Counts
+
+
+class BeginJobRequest(Wire):
+    """Read the job, check that it is ours, set it in progress."""
+
+    job_id: str
+    pids: list[str] | None = None
+    workflow_id: str = ""
+
+
+class PageRequest(Wire):
+    """Which pids of the job's list are wanted."""
+
+    job_id: str
+    pids: list[str] | None = None
+    offset: int = 0
+    limit: int = 200
+
+
+class PageResult(Wire):
+    """Pids in the job's order, each once."""
+
+    pids: list[str]
+
+
+class BeginJobResult(Wire):
+    """The job as the workflow needs it."""
+
+    total: int
+    policy: Policy
+
+
+class FinishJobRequest(Wire):
+    """The end of a job, for SciCat. ``problem`` is set if the job as a whole could not be done."""
+
+    job_id: str
+    total: int
+    counts: Counts
+    outcomes: list[DatasetOutcome]
+    problem: ErrorInfo | None = None
+    stopped: StopRequest | None = None
+
+
+class FinishJobResult(Wire):
+    """What stands in SciCat now."""
+
+    status_code: str
+    message: str
+
+
+class DatasetState(Wire):
+    """What an ``ArchiveDataset`` carries from one run to the next (continue-as-new)."""
+
+    begun: BeginDatasetResult
+    plan: PlanResult
+    reusable: list[int] = []
+    next_datablock: int = 1
+    packed_bytes: int = 0
+    subscribers: list[str] = []
+
+
+class ArchiveDatasetRequest(Wire):
+    """Input of ``ArchiveDataset``."""
+
+    pid: str
+    job_id: str = ""
+    policy: Policy = Policy()
+    state: DatasetState | None = None
+
+
+class BeginDatasetRequest(Wire):
+    """Read the dataset; if it can be archived, mark it started."""
+
+    pid: str
+    job_id: str
+    workflow_id: str = ""
+
+
+class BeginDatasetResult(Wire):
+    """``go``: marked as started. ``already``: archived before, nothing changed."""
+
+    state: Literal["go", "already"]
+    message: str = ""
+    owner_group: str = ""
+    source: dict[str, str] = {}
+    """Fields for the landing zone's URL template."""
+    datablocks: int = 0
+    files: int = 0
+    size_bytes: int = 0
+    packed_bytes: int = 0
+
+
+class PidRequest(Wire):
+    """An activity about a dataset."""
+
+    pid: str
+    job_id: str = ""
+
+
+class ListingResult(Wire):
+    """The origdatablocks, stored as sorted runs in staging."""
+
+    runs: int
+    files: int
+    size_bytes: int
+    origdatablocks: int
+
+
+class PlanRequest(Wire):
+    """Compare the catalogue with the landing zone and cut datablocks."""
+
+    pid: str
+    runs: int
+    source: dict[str, str]
+    files: int = 0
+
+
+class PlanResult(Wire):
+    """The stored plan, by reference."""
+
+    plan_id: str
+    datablocks: int
+    files: int
+    size_bytes: int
+    largest_bytes: int
+
+
+class SurveyRequest(Wire):
+    """What does the LTS hold of this dataset?"""
+
+    pid: str
+    plan_id: str
+    datablocks: int
+
+
+class SurveyResult(Wire):
+    """``reusable``: verified datablocks of this very plan. ``complete``: the bag is complete for this plan."""
+
+    reusable: list[int] = []
+    complete: bool = False
+    superseded: int = 0
+    removed: int = 0
+
+
+class ArchiveDatablockRequest(Wire):
+    """Input of ``ArchiveDatablock``."""
+
+    pid: str
+    job_id: str
+    plan_id: str
+    n: int
+    of: int
+    largest_bytes: int
+    reuse: bool = False
+    """A verified datablock of this plan lies on the LTS: read it again instead of packing and copying."""
+    source: dict[str, str] = {}
+    owner_group: str = ""
+    policy: Policy = Policy()
+
+
+class DatablockRef(Wire):
+    """Which datablock an activity is to work on."""
+
+    pid: str
+    plan_id: str
+    n: int
+    source: dict[str, str] = {}
+
+
+class PackResult(Wire):
+    """A staged datablock."""
+
+    size_bytes: int
+    packed_bytes: int
+    files: int
+    sha256: str
+    manifest_sha256: str
+
+
+class SpaceRequest(Wire):
+    """Wait until the LTS has room for this datablock, and promise it."""
+
+    pid: str
+    plan_id: str
+    n: int
+    need_bytes: int
+
+
+class SpaceResult(Wire):
+    """How long it took."""
+
+    waited_seconds: float
+
+
+class CopyRequest(Wire):
+    """Copy a staged datablock to the LTS."""
+
+    pid: str
+    plan_id: str
+    n: int
+    packed_bytes: int
+    sha256: str
+
+
+class CopyResult(Wire):
+    """The datablock lies on the LTS, not yet verified."""
+
+    archive_id: str
+
+
+class VerifyRequest(Wire):
+    """Read a datablock back from the LTS and compare it with its manifest."""
+
+    pid: str
+    plan_id: str
+    n: int
+    packed_bytes: int = 0
+    manifest_sha256: str = ""
+
+
+class VerifyResult(Wire):
+    """A verified datablock; its manifest now lies beside it and its record in staging."""
+
+    level: str
+    how_read: str
+    size_bytes: int
+    packed_bytes: int
+    files: int
+    sha256: str
+
+
+class ArchiveDatablockResult(Wire):
+    """Result of ``ArchiveDatablock``."""
+
+    n: int
+    size_bytes: int
+    packed_bytes: int
+    files: int
+    level: str
+    reused: bool = False
+
+
+class DatasetRef(Wire):
+    """Which dataset and plan an activity is to work on."""
+
+    pid: str
+    job_id: str = ""
+    plan_id: str = ""
+    datablocks: int = 0
+    source: dict[str, str] = {}
+
+
+class BagResult(Wire):
+    """The bag on the LTS."""
+
+    files: int
+    level: str
+
+
+class RegisterResult(Wire):
+    """The registered datablocks, summed."""
+
+    datablocks: int
+    files: int
+    size_bytes: int
+    packed_bytes: int
+    created: int
+
+
+class FinishDatasetRequest(Wire):
+    """Tell SciCat that the dataset is archived."""
+
+    pid: str
+    job_id: str
+    datablocks: int
+    files: int
+    size_bytes: int
+    packed_bytes: int
+    level: str
+
+
+class FailDatasetRequest(Wire):
+    """Tell SciCat that the dataset was not archived, and why."""
+
+    pid: str
+    job_id: str
+    error: ErrorInfo | None = None
+    stopped: StopRequest | None = None
+
+
+class Done(Wire):
+    """Result of an activity that has nothing to say but what it did."""
+
+    what: str = ""
+
+
+class DeleteResult(Wire):
+    """Source files removed after archiving."""
+
+    files: int
+    kept: int = 0
+
+
+class Heartbeat(Wire):
+    """Details of a heartbeat: what a running activity has done so far."""
+
+    done_bytes: int = 0
+    total_bytes: int = 0
+    files: int = 0
+    note: str = ""
+
+
+class DatablockProgress(Wire):
+    """Answer of ``ArchiveDatablock``'s ``progress`` query."""
+
+    pid: str
+    n: int
+    of: int
+    stage: str
+    size_bytes: int = 0
+    packed_bytes: int = 0
+    files: int = 0
+    tries: int = 1
+
+
+class DatasetProgress(Wire):
+    """Answer of ``ArchiveDataset``'s ``progress`` query."""
+
+    pid: str
+    job_id: str
+    stage: str
+    datablocks: int = 0
+    datablocks_done: int = 0
+    running: list[int] = []
+    files: int = 0
+    size_bytes: int = 0
+    packed_bytes: int = 0
+    message: str = ""
+
+
+class JobProgress(Wire):
+    """Answer of ``ArchiveJob``'s ``progress`` query."""
+
+    job_id: str
+    stage: str
+    total: int = 0
+    counts: Counts = Counts()
+    running: list[str] = []
+    waiting_for_others: list[str] = []
+    outcomes: list[DatasetOutcome] = []
+    message: str = ""
+
+
+DatasetState.model_rebuild()

@@ -1,0 +1,139 @@
+"""``ArchiveDatablock``: pack -> wait for LTS space -> copy to LTS -> verify in LTS."""
+
+from __future__ import annotations
+
+from temporalio import workflow
+from temporalio.exceptions import ActivityError
+
+with workflow.unsafe.imports_passed_through():
+    from archiver import model as m
+
+from workflows import steps
+from workflows.visible import details, explain, size
+
+MISMATCH = "IntegrityMismatch"
+COPY_TRIES = 3
+"""Times a datablock is copied again after its verification found other bytes than were packed."""
+
+
+@workflow.defn(name="ArchiveDatablock")
+class ArchiveDatablock:
+    """One datablock, from the landing zone to a verified file on the LTS. Registers nothing."""
+
+    @workflow.init
+    def __init__(self, request: m.ArchiveDatablockRequest) -> None:
+        self.request = request
+        self.stage = "queued"
+        self.tries = 1
+        self.packed: m.PackResult | None = None
+
+    @workflow.query(description="Stage and sizes of this datablock; live bytes are in the pending activity's heartbeat")
+    def progress(self) -> m.DatablockProgress:
+        """Answer the ``progress`` query."""
+        packed = self.packed
+        return m.DatablockProgress(
+            pid=self.request.pid,
+            n=self.request.n,
+            of=self.request.of,
+            stage=self.stage,
+            size_bytes=packed.size_bytes if packed else 0,
+            packed_bytes=packed.packed_bytes if packed else 0,
+            files=packed.files if packed else 0,
+            tries=self.tries,
+        )
+
+    @workflow.run
+    async def run(self, request: m.ArchiveDatablockRequest) -> m.ArchiveDatablockResult:
+        """Raises the failed step's error; leaves what it made to the dataset's roll-back."""
+        if request.reuse:
+            try:
+                return await self.verify(None)
+            except ActivityError as error:
+                if explain(error).type != MISMATCH:
+                    raise
+                await self.condemn()
+        packed = await self.pack()
+        while True:
+            await self.copy(packed)
+            try:
+                return await self.verify(packed)
+            except ActivityError as error:
+                if explain(error).type != MISMATCH or self.tries >= COPY_TRIES:
+                    raise
+                self.tries += 1
+                await self.condemn()
+
+    async def pack(self) -> m.PackResult:
+        """Pack into staging."""
+        self.at("pack")
+        r = self.request
+        self.packed = await steps.PACK.run(
+            m.DatablockRef(pid=r.pid, plan_id=r.plan_id, n=r.n, source=r.source),
+            policy=r.policy,
+            summary=f"pack datablock {r.n}/{r.of} of {r.pid}",
+            size_bytes=r.largest_bytes,
+        )
+        return self.packed
+
+    async def copy(self, packed: m.PackResult) -> None:
+        """Wait for space, then copy; the space is promised to this datablock in between."""
+        r = self.request
+        self.at("wait for LTS space")
+        await steps.WAIT_FOR_SPACE.run(
+            m.SpaceRequest(pid=r.pid, plan_id=r.plan_id, n=r.n, need_bytes=packed.packed_bytes),
+            policy=r.policy,
+            summary=f"wait for {size(packed.packed_bytes)} on the LTS for datablock {r.n}/{r.of}",
+        )
+        self.at("copy to LTS")
+        await steps.COPY.run(
+            m.CopyRequest(pid=r.pid, plan_id=r.plan_id, n=r.n, packed_bytes=packed.packed_bytes, sha256=packed.sha256),
+            policy=r.policy,
+            summary=f"copy datablock {r.n}/{r.of} to the LTS, {size(packed.packed_bytes)}",
+            size_bytes=packed.packed_bytes,
+        )
+
+    async def verify(self, packed: m.PackResult | None) -> m.ArchiveDatablockResult:
+        """Read back and compare; only this makes a datablock count."""
+        r = self.request
+        self.at("verify in LTS")
+        verified = await steps.VERIFY.run(
+            m.VerifyRequest(
+                pid=r.pid,
+                plan_id=r.plan_id,
+                n=r.n,
+                packed_bytes=packed.packed_bytes if packed else 0,
+                manifest_sha256=packed.manifest_sha256 if packed else "",
+            ),
+            policy=r.policy,
+            summary=f"verify datablock {r.n}/{r.of} in the LTS" + ("" if packed else " (was there already)"),
+            size_bytes=packed.packed_bytes if packed else r.largest_bytes,
+        )
+        self.at("verified")
+        return m.ArchiveDatablockResult(
+            n=r.n,
+            size_bytes=verified.size_bytes,
+            packed_bytes=verified.packed_bytes,
+            files=verified.files,
+            level=verified.level,
+            reused=packed is None,
+        )
+
+    async def condemn(self) -> None:
+        """Move what does not match out of the dataset's directory, unchanged, for people to look at."""
+        r = self.request
+        await steps.CONDEMN.run(
+            m.DatablockRef(pid=r.pid, plan_id=r.plan_id, n=r.n),
+            policy=r.policy,
+            summary=f"set datablock {r.n}/{r.of} aside: it did not verify",
+        )
+
+    def at(self, stage: str) -> None:
+        """Enter a stage."""
+        self.stage = stage
+        r, packed = self.request, self.packed
+        rows = [("dataset", r.pid), ("datablock", f"{r.n} of {r.of}"), ("job", r.job_id), ("try", self.tries)]
+        if packed:
+            rows.append(
+                ("size", f"{size(packed.size_bytes)} in {packed.files} files, packed {size(packed.packed_bytes)}")
+            )
+        details(stage, rows)

@@ -1,0 +1,311 @@
+"""``ArchiveDataset``: one dataset from its SciCat record to a registered, verified bag on the LTS, or rolled back."""
+
+from __future__ import annotations
+
+import asyncio
+
+from temporalio import workflow
+from temporalio.common import Priority
+from temporalio.exceptions import (
+    ActivityError,
+    ApplicationError,
+    ChildWorkflowError,
+    FailureError,
+    is_cancelled_exception,
+)
+from temporalio.workflow import ParentClosePolicy
+
+with workflow.unsafe.imports_passed_through():
+    from archiver import model as m
+    from archiver.pids import workflow_id
+
+from workflows import steps
+from workflows.datablock import ArchiveDatablock
+from workflows.tasks import protected, windowed
+from workflows.visible import BYTES_TOTAL, DATABLOCK_COUNT, OWNER_GROUP, attributes, explain, show, size
+
+DATABLOCKS_PER_RUN = 300
+"""After so many child workflows the run continues as new, so that its history stays small (P9)."""
+
+
+@workflow.defn(name="ArchiveDataset")
+class ArchiveDataset:
+    """Archives one dataset; its workflow id carries the pid, so Temporal holds one at a time per dataset (P3)."""
+
+    @workflow.init
+    def __init__(self, request: m.ArchiveDatasetRequest) -> None:
+        self.request = request
+        self.stage = "started"
+        self.message = ""
+        self.begun: m.BeginDatasetResult | None = None
+        self.plan: m.PlanResult | None = None
+        self.done: list[m.ArchiveDatablockResult] = []
+        self.done_before = 0
+        self.packed_before = 0
+        self.running: list[int] = []
+        self.subscribers: list[str] = list(request.state.subscribers) if request.state else []
+        self.stop: m.StopRequest | None = None
+        self.too_late = False
+        self.work: asyncio.Task[m.DatasetOutcome] | None = None
+
+    # --- what others may ask or say ------------------------------------------------------------------------------
+
+    @workflow.query(description="Stage, datablocks done and running, sizes")
+    def progress(self) -> m.DatasetProgress:
+        """Answer the ``progress`` query."""
+        plan = self.plan
+        return m.DatasetProgress(
+            pid=self.request.pid,
+            job_id=self.request.job_id,
+            stage=self.stage,
+            datablocks=plan.datablocks if plan else 0,
+            datablocks_done=self.done_before + len(self.done),
+            running=self.running,
+            files=plan.files if plan else 0,
+            size_bytes=plan.size_bytes if plan else 0,
+            packed_bytes=self.packed_before + sum(block.packed_bytes for block in self.done),
+            message=self.message,
+        )
+
+    @workflow.signal(description="Stop this dataset: {reason, who}. Verified datablocks stay; it can be archived again")
+    def cancel(self, request: m.StopRequest) -> None:
+        """Stop as a cancel would, with a reason and a name. A second one changes nothing."""
+        if self.stop is None and not self.too_late:
+            self.stop = request
+            if self.work is not None:
+                self.work.cancel()
+
+    @workflow.signal(description="A job asks to be told the outcome: {workflow_id}")
+    def subscribe(self, request: m.Subscribe) -> None:
+        """Remember who wants to know the outcome."""
+        if request.workflow_id not in self.subscribers:
+            self.subscribers.append(request.workflow_id)
+
+    # --- the run --------------------------------------------------------------------------------------------------
+
+    @workflow.run
+    async def run(self, request: m.ArchiveDatasetRequest) -> m.DatasetOutcome:
+        """Always ends with an outcome; only Temporal's own cancel ends it as cancelled, after the same roll-back."""
+        self.work = asyncio.create_task(self.archive())
+        if self.stop is not None:
+            self.work.cancel()
+        try:
+            outcome = await self.work
+        except (asyncio.CancelledError, ActivityError, ChildWorkflowError, ApplicationError) as error:
+            if is_cancelled_exception(error) or self.stop is not None:
+                self.stop = self.stop or m.StopRequest(
+                    reason=workflow.cancellation_reason() or "cancelled in Temporal", who="Temporal (Web UI or CLI)"
+                )
+                outcome = await protected(self.roll_back(None))
+            else:
+                outcome = await protected(self.roll_back(explain(error)))
+        await protected(self.tell(outcome))
+        if outcome.outcome == "cancelled" and workflow.cancellation_reason() is not None:
+            raise asyncio.CancelledError(outcome.message)
+        return outcome
+
+    async def archive(self) -> m.DatasetOutcome:
+        """The way of a dataset that nothing stops."""
+        r = self.request
+        state = r.state or await self.prepare()
+        if isinstance(state, m.DatasetOutcome):
+            return state
+        self.begun, self.plan, self.packed_before = state.begun, state.plan, state.packed_bytes
+        self.done_before = state.next_datablock - 1
+        await self.datablocks(state)
+        self.too_late = True
+        return await protected(self.publish())
+
+    async def prepare(self) -> m.DatasetState | m.DatasetOutcome:
+        """Mark the dataset, read its files, compare, plan, and see what the LTS holds already."""
+        r, policy = self.request, self.request.policy
+        self.begun = begun = await steps.BEGIN_DATASET.run(
+            m.BeginDatasetRequest(pid=r.pid, job_id=r.job_id, workflow_id=workflow.info().workflow_id),
+            policy=policy,
+            summary=f"mark {r.pid} as started",
+        )
+        if begun.state == "already":
+            self.at("already archived")
+            return m.DatasetOutcome(
+                pid=r.pid,
+                outcome="already_archived",
+                message=begun.message,
+                datablocks=begun.datablocks,
+                files=begun.files,
+                size_bytes=begun.size_bytes,
+                packed_bytes=begun.packed_bytes,
+            )
+        listing = await steps.READ_ORIGDATABLOCKS.run(
+            m.PidRequest(pid=r.pid, job_id=r.job_id), policy=policy, summary=f"read origdatablocks of {r.pid}"
+        )
+        self.plan = plan = await steps.PLAN.run(
+            m.PlanRequest(pid=r.pid, runs=listing.runs, source=begun.source, files=listing.files),
+            policy=policy,
+            summary=f"compare {listing.files} files, {size(listing.size_bytes)}, with the landing zone and plan",
+        )
+        survey = await steps.SURVEY_LTS.run(
+            m.SurveyRequest(pid=r.pid, plan_id=plan.plan_id, datablocks=plan.datablocks),
+            policy=policy,
+            summary=f"see what the LTS holds of {r.pid}",
+        )
+        return m.DatasetState(begun=begun, plan=plan, reusable=survey.reusable)
+
+    async def datablocks(self, state: m.DatasetState) -> None:
+        """One child per datablock, a bounded number at a time; the first that fails stops the others."""
+        r, plan = self.request, state.plan
+        self.at(
+            "datablocks",
+            OWNER_GROUP.value_set(state.begun.owner_group or "-"),
+            BYTES_TOTAL.value_set(plan.size_bytes),
+            DATABLOCK_COUNT.value_set(plan.datablocks),
+        )
+        reusable = set(state.reusable)
+        last = min(plan.datablocks, state.next_datablock + DATABLOCKS_PER_RUN - 1)
+
+        async def one(n: int) -> None:
+            self.running.append(n)
+            try:
+                self.done.append(await self.datablock(state, n, reuse=n in reusable))
+            finally:
+                self.running.remove(n)
+
+        await windowed(range(state.next_datablock, last + 1), one, r.policy.datablocks_at_once)
+        if last < plan.datablocks:
+            packed = self.packed_before + sum(block.packed_bytes for block in self.done)
+            following = state.model_copy(
+                update={"next_datablock": last + 1, "packed_bytes": packed, "subscribers": self.subscribers}
+            )
+            await workflow.wait_condition(workflow.all_handlers_finished)
+            workflow.continue_as_new(r.model_copy(update={"state": following}))
+
+    async def datablock(self, state: m.DatasetState, n: int, *, reuse: bool) -> m.ArchiveDatablockResult:
+        """Run the child of datablock ``n``."""
+        r, plan = self.request, state.plan
+        return await workflow.execute_child_workflow(
+            ArchiveDatablock.run,
+            m.ArchiveDatablockRequest(
+                pid=r.pid,
+                job_id=r.job_id,
+                plan_id=plan.plan_id,
+                n=n,
+                of=plan.datablocks,
+                largest_bytes=plan.largest_bytes,
+                reuse=reuse,
+                source=state.begun.source,
+                owner_group=state.begun.owner_group,
+                policy=r.policy,
+            ),
+            id=workflow_id("archive-datablock", r.pid, str(n)),
+            parent_close_policy=ParentClosePolicy.REQUEST_CANCEL,
+            search_attributes=attributes(
+                job_id=r.job_id, pid=r.pid, owner_group=state.begun.owner_group, stage="datablock"
+            ),
+            static_summary=f"datablock {n}/{plan.datablocks} of {r.pid}",
+            priority=Priority(fairness_key=state.begun.owner_group[:64] or None),
+        )
+
+    async def publish(self) -> m.DatasetOutcome:
+        """Bag, registration, status: in this order, and not to be stopped half-way (P2)."""
+        assert self.plan is not None and self.begun is not None  # noqa: S101
+        r, policy, plan = self.request, self.request.policy, self.plan
+        ref = m.DatasetRef(
+            pid=r.pid, job_id=r.job_id, plan_id=plan.plan_id, datablocks=plan.datablocks, source=self.begun.source
+        )
+        self.at("publishing")
+        bag = await steps.PUBLISH_BAG.run(ref, policy=policy, summary=f"write the bag files of {r.pid}")
+        registered = await steps.REGISTER.run(
+            ref, policy=policy, summary=f"register {plan.datablocks} verified datablocks in SciCat"
+        )
+        await steps.FINISH_DATASET.run(
+            m.FinishDatasetRequest(
+                pid=r.pid,
+                job_id=r.job_id,
+                datablocks=registered.datablocks,
+                files=registered.files,
+                size_bytes=registered.size_bytes,
+                packed_bytes=registered.packed_bytes,
+                level=bag.level,
+            ),
+            policy=policy,
+            summary="report datasetOnArchiveDisk",
+        )
+        self.at("archived")
+        kept = ""
+        if policy.delete_sources:
+            try:
+                deleted = await steps.DELETE_SOURCES.run(
+                    ref, policy=policy, summary="remove the archived source files on a fresh proof"
+                )
+                kept = f"; {deleted.files} source files removed" + (f", {deleted.kept} kept" if deleted.kept else "")
+            except ActivityError as error:
+                kept = f"; source files kept: {explain(error).message}"
+        await steps.CLEAN_STAGING.run(
+            m.PidRequest(pid=r.pid, job_id=r.job_id), policy=policy, summary="remove staged objects"
+        )
+        return m.DatasetOutcome(
+            pid=r.pid,
+            outcome="archived",
+            message=f"{registered.files} files in {registered.datablocks} datablocks, verified ({bag.level}){kept}",
+            datablocks=registered.datablocks,
+            files=registered.files,
+            size_bytes=registered.size_bytes,
+            packed_bytes=registered.packed_bytes,
+            level=bag.level,
+        )
+
+    async def roll_back(self, info: m.ErrorInfo | None) -> m.DatasetOutcome:
+        """Put LTS, staging and SciCat right after a failure or a stop. Verified datablocks stay."""
+        r = self.request
+        self.at("rolling back")
+        if self.plan is not None:
+            ref = m.DatasetRef(pid=r.pid, plan_id=self.plan.plan_id, datablocks=self.plan.datablocks)
+            await steps.ROLL_BACK_LTS.run(ref, policy=r.policy, summary="remove what did not verify from the LTS")
+        marked = self.begun is not None or (info is not None and info.kind == "content")
+        if self.begun is not None:
+            await steps.CLEAN_STAGING.run(
+                m.PidRequest(pid=r.pid, job_id=r.job_id), policy=r.policy, summary="remove staged objects"
+            )
+        if info is None:
+            assert self.stop is not None  # noqa: S101
+            self.message = f"stopped by {self.stop.who}: {self.stop.reason}"
+        else:
+            self.message = info.message
+        problem = info
+        # A dataset that is unknown, foreign or refused was never marked: its record is not ours to write.
+        if marked and not (info and (info.kind == "refused" or info.type == "UnknownDataset")):
+            try:
+                await steps.FAIL_DATASET.run(
+                    m.FailDatasetRequest(pid=r.pid, job_id=r.job_id, error=info, stopped=self.stop),
+                    policy=r.policy,
+                    summary="tell SciCat why the dataset was not archived",
+                )
+            except ActivityError as error:
+                workflow.logger.error("SciCat could not be told: %s", explain(error).message)
+                self.message += f" (and SciCat could not be told: {explain(error).message})"
+        self.at("stopped" if info is None else "failed")
+        return m.DatasetOutcome(
+            pid=r.pid, outcome="cancelled" if info is None else "failed", message=self.message, error=problem
+        )
+
+    async def tell(self, outcome: m.DatasetOutcome) -> None:
+        """Signal the outcome to every job that asked. A job that ended meanwhile needs no answer."""
+        while self.subscribers:
+            subscriber = self.subscribers.pop(0)
+            try:
+                await workflow.get_external_workflow_handle(subscriber).signal("dataset_done", outcome)
+            except FailureError:
+                workflow.logger.info("job %s ended before it could be told", subscriber)
+
+    def at(self, stage: str, *more: object) -> None:
+        """Enter a stage, and let people see it."""
+        self.stage = stage
+        r, plan = self.request, self.plan
+        rows: list[tuple[str, object]] = [("dataset", r.pid), ("job", r.job_id)]
+        if plan:
+            rows.append(("content", f"{plan.files} files, {size(plan.size_bytes)}, {plan.datablocks} datablocks"))
+            rows.append(("plan", plan.plan_id))
+        if self.done or self.done_before:
+            rows.append(("verified", f"{self.done_before + len(self.done)} datablocks"))
+        if self.message:
+            rows.append(("message", self.message))
+        show(stage, rows, *more)  # type: ignore[arg-type]

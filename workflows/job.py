@@ -1,0 +1,256 @@
+"""``ArchiveJob``: reads a SciCat job, runs one ``ArchiveDataset`` per dataset, and reports the end."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+
+from temporalio import workflow
+from temporalio.exceptions import (
+    ActivityError,
+    ApplicationError,
+    ChildWorkflowError,
+    FailureError,
+    WorkflowAlreadyStartedError,
+    is_cancelled_exception,
+)
+from temporalio.workflow import ParentClosePolicy
+
+with workflow.unsafe.imports_passed_through():
+    from archiver import model as m
+    from archiver.pids import workflow_id
+
+from workflows import steps
+from workflows.dataset import ArchiveDataset
+from workflows.tasks import protected, windowed
+from workflows.visible import BYTES_TOTAL, as_failure, attributes, details, explain, show, size
+
+PAGE = 200
+"""Datasets per page; a run drains its window and may continue as new between pages (P9)."""
+DATASETS_PER_RUN = 400
+FIRST_LOOK = timedelta(seconds=30)
+LONGEST_LOOK = timedelta(minutes=15)
+
+
+@workflow.defn(name="ArchiveJob")
+class ArchiveJob:
+    """One SciCat job of type archive."""
+
+    @workflow.init
+    def __init__(self, request: m.ArchiveJobRequest) -> None:
+        self.request = request
+        self.stage = "started"
+        self.state = request.state or m.JobState()
+        self.running: list[str] = []
+        self.others: dict[str, m.DatasetOutcome | None] = {}
+        self.stop: m.StopRequest | None = None
+        self.work: asyncio.Task[None] | None = None
+        self.message = ""
+        self.size_bytes = 0
+
+    # --- what others may ask or say ------------------------------------------------------------------------------
+
+    @workflow.query(description="Stage, counts, running datasets and outcomes of this job")
+    def progress(self) -> m.JobProgress:
+        """Answer the ``progress`` query."""
+        return m.JobProgress(
+            job_id=self.request.job_id,
+            stage=self.stage,
+            total=self.state.total,
+            counts=self.state.counts,
+            running=self.running,
+            waiting_for_others=[pid for pid, outcome in self.others.items() if outcome is None],
+            outcomes=self.state.outcomes,
+            message=self.message,
+        )
+
+    @workflow.signal(description="Stop this job and its datasets: {reason, who}")
+    def cancel(self, request: m.StopRequest) -> None:
+        """Stop as a cancel would, with a reason and a name. A second one changes nothing."""
+        if self.stop is None:
+            self.stop = request
+            if self.work is not None:
+                self.work.cancel()
+
+    @workflow.signal(description="A dataset that another job has in work tells its outcome")
+    def dataset_done(self, outcome: m.DatasetOutcome) -> None:
+        """Take the outcome of a dataset that this job waits for."""
+        if outcome.pid in self.others:
+            self.others[outcome.pid] = outcome
+
+    # --- the run --------------------------------------------------------------------------------------------------
+
+    @workflow.run
+    async def run(self, request: m.ArchiveJobRequest) -> m.ArchiveJobResult:
+        """Ends with what stands in SciCat; fails if the job as a whole could not be done."""
+        problem: m.ErrorInfo | None = None
+        self.work = asyncio.create_task(self.archive())
+        if self.stop is not None:
+            self.work.cancel()
+        try:
+            await self.work
+        except (asyncio.CancelledError, ActivityError, ChildWorkflowError, ApplicationError) as error:
+            if is_cancelled_exception(error) or self.stop is not None:
+                self.stop = self.stop or m.StopRequest(
+                    reason=workflow.cancellation_reason() or "cancelled in Temporal", who="Temporal (Web UI or CLI)"
+                )
+            else:
+                problem = explain(error)
+        return await protected(self.finish(problem))
+
+    async def archive(self) -> None:
+        """Pages of datasets, each through the window."""
+        r = self.request
+        if r.state is None:
+            begun = await steps.BEGIN_JOB.run(
+                m.BeginJobRequest(job_id=r.job_id, pids=r.pids, workflow_id=workflow.info().workflow_id),
+                policy=m.Policy(),
+                summary=f"read job {r.job_id} and set it in progress",
+            )
+            self.state = m.JobState(total=begun.total, policy=begun.policy)
+        started = 0
+        while self.state.offset < self.state.total:
+            if started >= DATASETS_PER_RUN or workflow.info().is_continue_as_new_suggested():
+                await workflow.wait_condition(workflow.all_handlers_finished)
+                workflow.continue_as_new(r.model_copy(update={"state": self.state}))
+            page = await steps.READ_JOB_PAGE.run(
+                m.PageRequest(job_id=r.job_id, pids=r.pids, offset=self.state.offset, limit=PAGE),
+                policy=self.state.policy,
+                summary=f"datasets {self.state.offset + 1} to {min(self.state.offset + PAGE, self.state.total)}",
+            )
+            self.at("datasets")
+            await windowed(page.pids, self.dataset, self.state.policy.datasets_at_once)
+            started += len(page.pids)
+            self.state = self.state.model_copy(update={"offset": self.state.offset + len(page.pids)})
+            if not page.pids:
+                raise ApplicationError(
+                    f"job {r.job_id} lists fewer datasets than the {self.state.total} it had at the start",
+                    type="CatalogueFault",
+                    non_retryable=True,
+                )
+
+    async def dataset(self, pid: str) -> None:
+        """One dataset to its outcome; never raises for a failure of the dataset (P7)."""
+        self.running.append(pid)
+        try:
+            outcome = await self.outcome_of(pid)
+        except ChildWorkflowError as error:
+            if is_cancelled_exception(error):
+                if self.stop is not None or workflow.cancellation_reason() is not None:
+                    self.note(m.DatasetOutcome(pid=pid, outcome="cancelled", message="stopped with its job"))
+                    raise
+                outcome = m.DatasetOutcome(pid=pid, outcome="cancelled", message="cancelled in Temporal")
+            else:
+                info = explain(error)
+                outcome = m.DatasetOutcome(pid=pid, outcome="failed", message=info.message, error=info)
+        finally:
+            self.running.remove(pid)
+        self.note(outcome)
+
+    async def outcome_of(self, pid: str) -> m.DatasetOutcome:
+        """Run the dataset's workflow, or wait for the one that has it in work already and share its outcome (P3)."""
+        r, look = self.request, FIRST_LOOK
+        child_id = workflow_id("archive-dataset", pid)
+        while True:
+            try:
+                return await workflow.execute_child_workflow(
+                    ArchiveDataset.run,
+                    m.ArchiveDatasetRequest(pid=pid, job_id=r.job_id, policy=self.state.policy),
+                    id=child_id,
+                    parent_close_policy=ParentClosePolicy.REQUEST_CANCEL,
+                    search_attributes=attributes(job_id=r.job_id, pid=pid),
+                    static_summary=f"archive {pid} for job {r.job_id}",
+                )
+            except WorkflowAlreadyStartedError:
+                self.others[pid] = None
+                try:
+                    handle = workflow.get_external_workflow_handle(child_id)
+                    await handle.signal("subscribe", m.Subscribe(workflow_id=workflow.info().workflow_id))
+                    await workflow.wait_condition(
+                        lambda: self.others[pid] is not None,
+                        timeout=look,
+                        timeout_summary=f"another job has {pid} in work",
+                    )
+                except asyncio.TimeoutError:  # noqa: UP041  what wait_condition raises
+                    look = min(look * 2, LONGEST_LOOK)
+                except FailureError as error:
+                    # It ended between our start and our signal: start it ourselves.
+                    if is_cancelled_exception(error):
+                        raise
+                finally:
+                    shared = self.others.pop(pid, None)
+                if shared is not None:
+                    return shared
+
+    def note(self, outcome: m.DatasetOutcome) -> None:
+        """Count an outcome and keep it, failures before successes, at most ``MAX_OUTCOMES``."""
+        short = outcome.model_copy(update={"message": outcome.message[: m.MAX_OUTCOME_MESSAGE]})
+        if short.error is not None:
+            short = short.model_copy(
+                update={
+                    "error": short.error.model_copy(update={"message": short.error.message[: m.MAX_OUTCOME_MESSAGE]})
+                }
+            )
+        outcomes = [*self.state.outcomes, short]
+        if len(outcomes) > m.MAX_OUTCOMES:
+            good = next((i for i, kept in enumerate(outcomes) if kept.outcome in ("archived", "already_archived")), -1)
+            outcomes.pop(good)
+        self.state = self.state.model_copy(update={"outcomes": outcomes, "counts": self.state.counts.plus(outcome)})
+        self.size_bytes += outcome.size_bytes
+        self.details()
+
+    async def finish(self, problem: m.ErrorInfo | None) -> m.ArchiveJobResult:
+        """Write the terminal status; end the workflow the way the job ended."""
+        r = self.request
+        self.at("reporting", BYTES_TOTAL.value_set(self.size_bytes))
+        if problem is not None and problem.type == "UnknownJob":
+            raise as_failure(problem)
+        finished = await steps.FINISH_JOB.run(
+            m.FinishJobRequest(
+                job_id=r.job_id,
+                total=self.state.total,
+                counts=self.state.counts,
+                outcomes=self.state.outcomes,
+                problem=problem,
+                stopped=self.stop,
+            ),
+            policy=self.state.policy,
+            summary="report the end of the job",
+        )
+        self.message = finished.message
+        self.at(finished.status_code)
+        if problem is not None:
+            raise as_failure(problem)
+        if self.stop is not None and workflow.cancellation_reason() is not None:
+            raise asyncio.CancelledError(finished.message)
+        return m.ArchiveJobResult(
+            job_id=r.job_id,
+            status_code=finished.status_code,
+            message=finished.message,
+            counts=self.state.counts,
+        )
+
+    def at(self, stage: str, *more: object) -> None:
+        """Enter a stage, and let people see it."""
+        self.stage = stage
+        show(stage, self.rows(), *more)  # type: ignore[arg-type]
+
+    def details(self) -> None:
+        """Refresh the table without an event."""
+        details(self.stage, self.rows())
+
+    def rows(self) -> list[tuple[str, object]]:
+        """The table of current details."""
+        counts = self.state.counts
+        rows: list[tuple[str, object]] = [
+            ("job", self.request.job_id),
+            ("datasets", f"{counts.total} of {self.state.total} done"),
+            ("archived", counts.archived),
+            ("already archived", counts.already_archived),
+            ("failed", f"{counts.content_errors} content, {counts.system_errors} system"),
+            ("cancelled", counts.cancelled),
+            ("bytes", size(self.size_bytes)),
+        ]
+        if self.message:
+            rows.append(("message", self.message))
+        return rows

@@ -1,0 +1,120 @@
+"""The one table of activities: name, task queue, time limits, retries and cancellation of every step.
+
+Workflows call ``await PACK.run(request, summary="...", size_bytes=...)`` and know nothing else of an activity. Names are
+registered names: renaming a function never breaks a history. Time limits that depend on sizes take the slowest
+speed at which a step is still alive; a dead one is found by its heartbeat, not by its time limit.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Generic, TypeVar
+
+from temporalio import workflow
+from temporalio.common import RetryPolicy
+from temporalio.workflow import ActivityCancellationType
+
+with workflow.unsafe.imports_passed_through():
+    from archiver import model as m
+
+Request = TypeVar("Request", bound=m.Wire)
+Result = TypeVar("Result", bound=m.Wire)
+
+WORKFLOWS = "archiver"
+CATALOGUE = "archiver-catalogue"
+PACK_QUEUE = "archiver-pack"
+LTS_SPACE = "archiver-lts-space"
+LTS_COPY = "archiver-lts-copy"
+LTS_VERIFY = "archiver-lts-verify"
+LTS_BAG = "archiver-lts-bag"
+DELETE = "archiver-delete"
+
+MIB = 2**20
+FOREVER = timedelta(days=3650)
+FIRST_PAUSE_SECONDS = 1.0
+LONGEST_PAUSE_SECONDS = 120.0
+
+
+@dataclass(frozen=True)
+class Step(Generic[Request, Result]):
+    """One activity as workflows see it."""
+
+    name: str
+    queue: str
+    result: type[Result]
+    base: timedelta
+    """Time limit of one attempt for a payload of no bytes."""
+    slowest_mib_per_second: float = 0
+    """Adds ``size / speed`` to the limit; 0: the limit does not depend on sizes."""
+    heartbeats: bool = False
+    never_gives_up: bool = False
+    """Retried without end: the truth must be told, or the place tidied, however long that takes."""
+    waits_for_stop: bool = True
+    """On cancel, the workflow waits until the activity has stopped (else its clean-up would race the writer)."""
+
+    def retry(self, policy: m.Policy) -> RetryPolicy:
+        """Back-off up to two minutes, for as many attempts as fill the time after which a system error is given up."""
+        attempts = 0 if self.never_gives_up else 8 + math.ceil(policy.give_up_seconds / LONGEST_PAUSE_SECONDS)
+        return RetryPolicy(
+            initial_interval=timedelta(seconds=FIRST_PAUSE_SECONDS),
+            backoff_coefficient=2,
+            maximum_interval=timedelta(seconds=LONGEST_PAUSE_SECONDS),
+            maximum_attempts=attempts,
+        )
+
+    async def run(self, request: Request, *, policy: m.Policy, summary: str, size_bytes: int = 0) -> Result:
+        """Run the activity to its end. Raises ``ActivityError`` when it failed for good or was cancelled."""
+        limit = self.base
+        if self.slowest_mib_per_second:
+            limit += timedelta(seconds=size_bytes / (self.slowest_mib_per_second * MIB))
+        waits = ActivityCancellationType.WAIT_CANCELLATION_COMPLETED
+        result: Result = await workflow.execute_activity(
+            self.name,
+            request,
+            task_queue=self.queue,
+            result_type=self.result,
+            start_to_close_timeout=limit,
+            heartbeat_timeout=timedelta(seconds=policy.heartbeat_seconds) if self.heartbeats else None,
+            retry_policy=self.retry(policy),
+            cancellation_type=waits if self.waits_for_stop and self.heartbeats else ActivityCancellationType.TRY_CANCEL,
+            summary=summary[:200],
+        )
+        return result
+
+
+HOUR = timedelta(hours=1)
+CALL = timedelta(minutes=5)
+
+# fmt: off
+# --- catalogue: every SciCat call -------------------------------------------------------------------------------------
+BEGIN_JOB = Step[m.BeginJobRequest, m.BeginJobResult]("begin-job", CATALOGUE, m.BeginJobResult, CALL)
+READ_JOB_PAGE = Step[m.PageRequest, m.PageResult]("read-job-page", CATALOGUE, m.PageResult, CALL)
+FINISH_JOB = Step[m.FinishJobRequest, m.FinishJobResult]("finish-job", CATALOGUE, m.FinishJobResult, CALL, never_gives_up=True)
+BEGIN_DATASET = Step[m.BeginDatasetRequest, m.BeginDatasetResult]("begin-dataset", CATALOGUE, m.BeginDatasetResult, CALL)
+READ_ORIGDATABLOCKS = Step[m.PidRequest, m.ListingResult]("read-origdatablocks", CATALOGUE, m.ListingResult, 6 * HOUR, heartbeats=True)
+REGISTER = Step[m.DatasetRef, m.RegisterResult]("register-datablocks", CATALOGUE, m.RegisterResult, 24 * HOUR, heartbeats=True)
+FINISH_DATASET = Step[m.FinishDatasetRequest, m.Done]("finish-dataset", CATALOGUE, m.Done, CALL, never_gives_up=True)
+FAIL_DATASET = Step[m.FailDatasetRequest, m.Done]("fail-dataset", CATALOGUE, m.Done, CALL, never_gives_up=True)
+
+# --- pack: plan, pack, clean up ---------------------------------------------------------------------------------------
+PLAN = Step[m.PlanRequest, m.PlanResult]("plan-dataset", PACK_QUEUE, m.PlanResult, 12 * HOUR, heartbeats=True)
+PACK = Step[m.DatablockRef, m.PackResult]("pack-datablock", PACK_QUEUE, m.PackResult, 2 * HOUR, 5, heartbeats=True)
+CLEAN_STAGING = Step[m.PidRequest, m.Done]("clean-staging", PACK_QUEUE, m.Done, 2 * HOUR, heartbeats=True, never_gives_up=True)
+
+# --- the LTS: one process -----------------------------------------------------------------------------------------------
+WAIT_FOR_SPACE = Step[m.SpaceRequest, m.SpaceResult]("wait-for-lts-space", LTS_SPACE, m.SpaceResult, FOREVER, heartbeats=True)
+COPY = Step[m.CopyRequest, m.CopyResult]("copy-to-lts", LTS_COPY, m.CopyResult, 2 * HOUR, 5, heartbeats=True)
+VERIFY = Step[m.VerifyRequest, m.VerifyResult]("verify-in-lts", LTS_VERIFY, m.VerifyResult, 24 * HOUR, 5, heartbeats=True)
+SURVEY_LTS = Step[m.SurveyRequest, m.SurveyResult]("survey-lts", LTS_BAG, m.SurveyResult, HOUR, heartbeats=True)
+PUBLISH_BAG = Step[m.DatasetRef, m.BagResult]("publish-bag", LTS_BAG, m.BagResult, 2 * HOUR, heartbeats=True)
+ROLL_BACK_LTS = Step[m.DatasetRef, m.Done]("roll-back-lts", LTS_BAG, m.Done, HOUR, heartbeats=True, never_gives_up=True)
+CONDEMN = Step[m.DatablockRef, m.Done]("condemn-datablock", LTS_BAG, m.Done, HOUR, heartbeats=True)
+
+# --- deletion: the only step that may remove source files ----------------------------------------------------------------
+DELETE_SOURCES = Step[m.DatasetRef, m.DeleteResult]("delete-sources", DELETE, m.DeleteResult, 24 * HOUR, heartbeats=True)
+# fmt: on
+
+ALL: tuple[Step, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Step))  # type: ignore[type-arg]
+"""Every step, for the worker's and the tests' check that each has exactly one activity."""

@@ -1,0 +1,60 @@
+"""Two patterns of asyncio in workflows: a bounded window over numbered work, and work that a cancel must not cut."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+from typing import TypeVar
+
+from temporalio import workflow
+
+T = TypeVar("T")
+Item = TypeVar("Item")
+
+
+async def protected(work: Awaitable[T]) -> T:
+    """Await ``work`` to its end, whatever cancels come meanwhile: they are absorbed. Raises what ``work`` raises."""
+    task = asyncio.ensure_future(work)
+    while True:
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if task.done():
+                raise
+
+
+async def windowed(items: Iterable[Item], one: Callable[[Item], Awaitable[None]], at_once: int) -> None:
+    """Run ``one(item)`` for all items, ``at_once`` at a time. The first error stops the rest, which is awaited."""
+    pending: set[asyncio.Task[None]] = set()
+    waiting = iter(items)
+    exhausted = False
+    try:
+        while True:
+            while not exhausted and len(pending) < at_once:
+                try:
+                    item = next(waiting)
+                except StopIteration:
+                    exhausted = True
+                else:
+                    pending.add(asyncio.create_task(_run(one, item)))
+            if not pending:
+                return
+            finished, still = await workflow.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+            pending = set(still)
+            for task in finished:
+                task.result()
+    except BaseException:
+        # Sets of tasks have no stable order; commands must, so cancel in the order of creation.
+        left = sorted(pending, key=lambda task: task.get_name())
+        for task in left:
+            task.cancel()
+        await protected(_settle(left))
+        raise
+
+
+async def _run(one: Callable[[Item], Awaitable[None]], item: Item) -> None:
+    await one(item)
+
+
+async def _settle(tasks: list[asyncio.Task[None]]) -> None:
+    await asyncio.gather(*tasks, return_exceptions=True)
