@@ -255,6 +255,7 @@ class PlanResult(Wire):
     """The stored plan, by reference."""
 
     plan_id: str
+    format: str = "tar.gz"
     datablocks: int
     files: int
     size_bytes: int
@@ -266,6 +267,7 @@ class SurveyRequest(Wire):
 
     pid: str
     plan_id: str
+    format: str = "tar.gz"
     datablocks: int
 
 
@@ -284,6 +286,7 @@ class ArchiveDatablockRequest(Wire):
     pid: str
     job_id: str
     plan_id: str
+    format: str = "tar.gz"
     n: int
     of: int
     largest_bytes: int
@@ -300,7 +303,14 @@ class DatablockRef(Wire):
     pid: str
     plan_id: str
     n: int
+    format: str = "tar.gz"
+
+
+class PackRequest(DatablockRef):
+    """Pack a datablock into staging. ``fresh``: what is staged already did not verify, pack again."""
+
     source: dict[str, str] = {}
+    fresh: bool = False
 
 
 class PackResult(Wire):
@@ -313,12 +323,9 @@ class PackResult(Wire):
     manifest_sha256: str
 
 
-class SpaceRequest(Wire):
+class SpaceRequest(DatablockRef):
     """Wait until the LTS has room for this datablock, and promise it."""
 
-    pid: str
-    plan_id: str
-    n: int
     need_bytes: int
 
 
@@ -328,12 +335,9 @@ class SpaceResult(Wire):
     waited_seconds: float
 
 
-class CopyRequest(Wire):
+class CopyRequest(DatablockRef):
     """Copy a staged datablock to the LTS."""
 
-    pid: str
-    plan_id: str
-    n: int
     packed_bytes: int
     sha256: str
 
@@ -344,12 +348,12 @@ class CopyResult(Wire):
     archive_id: str
 
 
-class VerifyRequest(Wire):
-    """Read a datablock back from the LTS and compare it with its manifest."""
+class VerifyRequest(DatablockRef):
+    """Read a datablock back from the LTS and compare it with its manifest.
 
-    pid: str
-    plan_id: str
-    n: int
+    Without ``manifest_sha256`` the datablock was there before this run, and its manifest lies beside it on the LTS.
+    """
+
     packed_bytes: int = 0
     manifest_sha256: str = ""
 
@@ -382,6 +386,7 @@ class DatasetRef(Wire):
     pid: str
     job_id: str = ""
     plan_id: str = ""
+    format: str = "tar.gz"
     datablocks: int = 0
     source: dict[str, str] = {}
 

@@ -1,1 +1,1 @@
-"""Deterministic orchestration. Imports temporalio.workflow, the standard library, archiver.model and archiver.pids only."""
+"""Deterministic orchestration: imports temporalio, the standard library and `archiver.model` and `.pids` only."""

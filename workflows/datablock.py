@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from temporalio import workflow
 from temporalio.exceptions import ActivityError
 
@@ -12,8 +14,8 @@ from workflows import steps
 from workflows.visible import details, explain, size
 
 MISMATCH = "IntegrityMismatch"
-COPY_TRIES = 3
-"""Times a datablock is copied again after its verification found other bytes than were packed."""
+TRIES = 3
+"""Times a datablock is made from the source before other bytes than were packed are a failure of the dataset."""
 
 
 @workflow.defn(name="ArchiveDatablock")
@@ -45,20 +47,15 @@ class ArchiveDatablock:
     @workflow.run
     async def run(self, request: m.ArchiveDatablockRequest) -> m.ArchiveDatablockResult:
         """Raises the failed step's error; leaves what it made to the dataset's roll-back."""
-        if request.reuse:
-            try:
-                return await self.verify(None)
-            except ActivityError as error:
-                if explain(error).type != MISMATCH:
-                    raise
-                await self.condemn()
-        packed = await self.pack()
+        packed: m.PackResult | None = None
         while True:
-            await self.copy(packed)
             try:
+                if self.tries > 1 or not request.reuse:
+                    packed = await self.pack()
+                    await self.copy(packed)
                 return await self.verify(packed)
             except ActivityError as error:
-                if explain(error).type != MISMATCH or self.tries >= COPY_TRIES:
+                if explain(error).type != MISMATCH or self.tries >= TRIES:
                     raise
                 self.tries += 1
                 await self.condemn()
@@ -68,7 +65,7 @@ class ArchiveDatablock:
         self.at("pack")
         r = self.request
         self.packed = await steps.PACK.run(
-            m.DatablockRef(pid=r.pid, plan_id=r.plan_id, n=r.n, source=r.source),
+            m.PackRequest(**self.ref(), source=r.source, fresh=self.tries > 1),
             policy=r.policy,
             summary=f"pack datablock {r.n}/{r.of} of {r.pid}",
             size_bytes=r.largest_bytes,
@@ -80,13 +77,13 @@ class ArchiveDatablock:
         r = self.request
         self.at("wait for LTS space")
         await steps.WAIT_FOR_SPACE.run(
-            m.SpaceRequest(pid=r.pid, plan_id=r.plan_id, n=r.n, need_bytes=packed.packed_bytes),
+            m.SpaceRequest(**self.ref(), need_bytes=packed.packed_bytes),
             policy=r.policy,
             summary=f"wait for {size(packed.packed_bytes)} on the LTS for datablock {r.n}/{r.of}",
         )
         self.at("copy to LTS")
         await steps.COPY.run(
-            m.CopyRequest(pid=r.pid, plan_id=r.plan_id, n=r.n, packed_bytes=packed.packed_bytes, sha256=packed.sha256),
+            m.CopyRequest(**self.ref(), packed_bytes=packed.packed_bytes, sha256=packed.sha256),
             policy=r.policy,
             summary=f"copy datablock {r.n}/{r.of} to the LTS, {size(packed.packed_bytes)}",
             size_bytes=packed.packed_bytes,
@@ -96,17 +93,12 @@ class ArchiveDatablock:
         """Read back and compare; only this makes a datablock count."""
         r = self.request
         self.at("verify in LTS")
+        known = {"packed_bytes": packed.packed_bytes, "manifest_sha256": packed.manifest_sha256} if packed else {}
         verified = await steps.VERIFY.run(
-            m.VerifyRequest(
-                pid=r.pid,
-                plan_id=r.plan_id,
-                n=r.n,
-                packed_bytes=packed.packed_bytes if packed else 0,
-                manifest_sha256=packed.manifest_sha256 if packed else "",
-            ),
+            m.VerifyRequest(**self.ref(), **known),
             policy=r.policy,
             summary=f"verify datablock {r.n}/{r.of} in the LTS" + ("" if packed else " (was there already)"),
-            size_bytes=packed.packed_bytes if packed else r.largest_bytes,
+            size_bytes=max(r.largest_bytes, packed.packed_bytes if packed else 0),
         )
         self.at("verified")
         return m.ArchiveDatablockResult(
@@ -122,10 +114,15 @@ class ArchiveDatablock:
         """Move what does not match out of the dataset's directory, unchanged, for people to look at."""
         r = self.request
         await steps.CONDEMN.run(
-            m.DatablockRef(pid=r.pid, plan_id=r.plan_id, n=r.n),
+            m.DatablockRef(**self.ref()),
             policy=r.policy,
             summary=f"set datablock {r.n}/{r.of} aside: it did not verify",
         )
+
+    def ref(self) -> dict[str, Any]:
+        """The fields of ``DatablockRef``."""
+        r = self.request
+        return {"pid": r.pid, "plan_id": r.plan_id, "n": r.n, "format": r.format}
 
     def at(self, stage: str) -> None:
         """Enter a stage."""

@@ -144,7 +144,7 @@ class ArchiveDataset:
             summary=f"compare {listing.files} files, {size(listing.size_bytes)}, with the landing zone and plan",
         )
         survey = await steps.SURVEY_LTS.run(
-            m.SurveyRequest(pid=r.pid, plan_id=plan.plan_id, datablocks=plan.datablocks),
+            m.SurveyRequest(pid=r.pid, plan_id=plan.plan_id, format=plan.format, datablocks=plan.datablocks),
             policy=policy,
             summary=f"see what the LTS holds of {r.pid}",
         )
@@ -187,6 +187,7 @@ class ArchiveDataset:
                 pid=r.pid,
                 job_id=r.job_id,
                 plan_id=plan.plan_id,
+                format=plan.format,
                 n=n,
                 of=plan.datablocks,
                 largest_bytes=plan.largest_bytes,
@@ -206,10 +207,16 @@ class ArchiveDataset:
 
     async def publish(self) -> m.DatasetOutcome:
         """Bag, registration, status: in this order, and not to be stopped half-way (P2)."""
-        assert self.plan is not None and self.begun is not None  # noqa: S101
+        assert self.plan is not None  # noqa: S101
+        assert self.begun is not None  # noqa: S101
         r, policy, plan = self.request, self.request.policy, self.plan
         ref = m.DatasetRef(
-            pid=r.pid, job_id=r.job_id, plan_id=plan.plan_id, datablocks=plan.datablocks, source=self.begun.source
+            pid=r.pid,
+            job_id=r.job_id,
+            plan_id=plan.plan_id,
+            format=plan.format,
+            datablocks=plan.datablocks,
+            source=self.begun.source,
         )
         self.at("publishing")
         bag = await steps.PUBLISH_BAG.run(ref, policy=policy, summary=f"write the bag files of {r.pid}")
@@ -258,7 +265,9 @@ class ArchiveDataset:
         r = self.request
         self.at("rolling back")
         if self.plan is not None:
-            ref = m.DatasetRef(pid=r.pid, plan_id=self.plan.plan_id, datablocks=self.plan.datablocks)
+            ref = m.DatasetRef(
+                pid=r.pid, plan_id=self.plan.plan_id, format=self.plan.format, datablocks=self.plan.datablocks
+            )
             await steps.ROLL_BACK_LTS.run(ref, policy=r.policy, summary="remove what did not verify from the LTS")
         marked = self.begun is not None or (info is not None and info.kind == "content")
         if self.begun is not None:

@@ -100,7 +100,7 @@ FAIL_DATASET = Step[m.FailDatasetRequest, m.Done]("fail-dataset", CATALOGUE, m.D
 
 # --- pack: plan, pack, clean up ---------------------------------------------------------------------------------------
 PLAN = Step[m.PlanRequest, m.PlanResult]("plan-dataset", PACK_QUEUE, m.PlanResult, 12 * HOUR, heartbeats=True)
-PACK = Step[m.DatablockRef, m.PackResult]("pack-datablock", PACK_QUEUE, m.PackResult, 2 * HOUR, 5, heartbeats=True)
+PACK = Step[m.PackRequest, m.PackResult]("pack-datablock", PACK_QUEUE, m.PackResult, 2 * HOUR, 5, heartbeats=True)
 CLEAN_STAGING = Step[m.PidRequest, m.Done]("clean-staging", PACK_QUEUE, m.Done, 2 * HOUR, heartbeats=True, never_gives_up=True)
 
 # --- the LTS: one process -----------------------------------------------------------------------------------------------

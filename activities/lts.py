@@ -1,0 +1,232 @@
+"""The LTS queues: wait for space (1), copy (2), verify (1), and the small work on bags and surveys."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import queue
+import time
+from contextlib import contextmanager
+from collections.abc import Iterator
+from datetime import UTC, datetime
+
+from temporalio import activity
+
+from activities.running import Beat, told
+from archiver import model as m
+from archiver.datablock.bag import bag_files
+from archiver.datablock.record import DatablockRecord
+from archiver.datablock.verify import VerifierProcess
+from archiver.errors import IntegrityMismatch, LtsFault, OwnFault
+from archiver.pids import pid_path
+from archiver.settings import Settings
+from archiver.storage.lts import Lts
+from archiver.storage.objects import Bucket
+from archiver.storage.staging import StagingKeys, archive_id, datablock_name, manifest_name
+
+
+class LtsActivities:
+    """What touches the LTS. Every method may be repeated (P6)."""
+
+    def __init__(self, settings: Settings, staging: Bucket, lts: Lts) -> None:
+        self._settings = settings
+        self._staging = staging
+        self._lts = lts
+        self._verifiers: queue.SimpleQueue[VerifierProcess] = queue.SimpleQueue()
+        for _ in range(settings.slots.lts_verify):
+            self._verifiers.put(VerifierProcess())
+
+    def close(self) -> None:
+        """End the verifier processes that are idle."""
+        while not self._verifiers.empty():
+            self._verifiers.get().stop()
+
+    @activity.defn(name="wait-for-lts-space", no_thread_cancel_exception=True)
+    @told
+    def wait_for_lts_space(self, request: m.SpaceRequest) -> m.SpaceResult:
+        """Return when the LTS has room beside its reserve and all promises; the room is then promised to this datablock."""
+        started = time.monotonic()
+        self._lts.wait_for_space(self._promise(request), request.need_bytes, Beat(request.need_bytes))
+        return m.SpaceResult(waited_seconds=round(time.monotonic() - started, 3))
+
+    @activity.defn(name="copy-to-lts", no_thread_cancel_exception=True)
+    @told
+    def copy_to_lts(self, request: m.CopyRequest) -> m.CopyResult:
+        """Staging -> LTS under its final name, hashed on the way, durable when it returns. Not verified yet."""
+        info = activity.info()
+        key = self._keys(request.pid).datablock(request.plan_id, request.n, request.format)
+        entry = self._staging.head(key)
+        if entry is None or entry.size != request.packed_bytes:
+            raise IntegrityMismatch(
+                f"staged datablock {key} is not what was packed",
+                expected=f"{request.packed_bytes} bytes",
+                found="nothing" if entry is None else f"{entry.size} bytes",
+                dataset=request.pid,
+                datablock=request.n,
+                retryable=False,
+            )
+        self._lts.copy_in(
+            pid_path(request.pid),
+            datablock_name(request.n, request.format),
+            self._staging.stream(key, size=entry.size, version=entry.version),
+            size=request.packed_bytes,
+            sha256=request.sha256,
+            attempt=f"{info.workflow_run_id[:8]}-{info.activity_id}-{info.attempt}",
+            progress=Beat(request.packed_bytes),
+        )
+        self._lts.release(self._promise(request))
+        return m.CopyResult(archive_id=archive_id(request.pid, request.n, request.format))
+
+    @activity.defn(name="verify-in-lts", no_thread_cancel_exception=True)
+    @told
+    def verify_in_lts(self, request: m.VerifyRequest) -> m.VerifyResult:
+        """Read the datablock back in another process, past the page cache, down to each file; then publish its manifest.
+
+        Raises ``IntegrityMismatch`` (not retried: the workflow sets the datablock aside and makes it anew).
+        """
+        keys, path = self._keys(request.pid), pid_path(request.pid)
+        name, manifest_file = datablock_name(request.n, request.format), manifest_name(request.n)
+        if request.manifest_sha256:
+            manifest = self._staging.get(keys.manifest(request.plan_id, request.n))
+        else:
+            manifest = self._lts.get_small(path, manifest_file)
+        manifest_sha256 = hashlib.sha256(manifest or b"").hexdigest()
+        if manifest is None or request.manifest_sha256 not in ("", manifest_sha256):
+            raise IntegrityMismatch(
+                f"the manifest of datablock {request.n} is not what was written",
+                expected=f"SHA-256 {request.manifest_sha256 or 'of a manifest beside the datablock'}",
+                found="no manifest" if manifest is None else f"SHA-256 {manifest_sha256}",
+                dataset=request.pid,
+                datablock=request.n,
+                retryable=False,
+            )
+        with self._verifier() as verifier:
+            result = verifier.verify(
+                self._lts.path_of(path, name),
+                manifest,
+                direct_io=self._settings.lts.direct_io,
+                progress=Beat(request.packed_bytes),
+            )
+        record = DatablockRecord(
+            n=request.n,
+            plan_id=request.plan_id,
+            size_bytes=result.size_bytes,
+            packed_bytes=result.packed_bytes,
+            files=result.files,
+            sha256=result.sha256,
+            manifest_sha256=manifest_sha256,
+            manifest_bytes=len(manifest),
+            level=result.level,
+            how_read=result.how_read,
+            verified_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+        info = activity.info()
+        self._lts.put_small(path, f"data/{manifest_file}", manifest, f"{info.workflow_run_id[:8]}-{info.attempt}")
+        if not request.manifest_sha256:
+            self._staging.put(keys.manifest(request.plan_id, request.n), manifest)
+        self._staging.put(keys.verified(request.plan_id, request.n), record.to_json())
+        return m.VerifyResult(
+            level=result.level,
+            how_read=result.how_read,
+            size_bytes=result.size_bytes,
+            packed_bytes=result.packed_bytes,
+            files=result.files,
+            sha256=result.sha256,
+        )
+
+    @activity.defn(name="survey-lts", no_thread_cancel_exception=True)
+    @told
+    def survey_lts(self, request: m.SurveyRequest) -> m.SurveyResult:
+        """What of this plan lies verified on the LTS; what an earlier, dead try left is removed or set aside."""
+        Beat()
+        survey = self._lts.survey(pid_path(request.pid), request.plan_id, request.datablocks)
+        if survey.complete and survey.plan_id != request.plan_id:
+            raise LtsFault(
+                f"the LTS holds a complete archive of {request.pid} from another state of its files",
+                expected=f"plan {request.plan_id}",
+                found=f"a complete bag of plan {survey.plan_id}",
+                next_step="compare dataset.json in the bag with SciCat; an archive that exists is never replaced",
+                dataset=request.pid,
+                retryable=False,
+            )
+        return m.SurveyResult(
+            reusable=survey.reusable,
+            complete=survey.complete,
+            superseded=survey.superseded,
+            removed=survey.removed,
+        )
+
+    @activity.defn(name="publish-bag", no_thread_cancel_exception=True)
+    @told
+    def publish_bag(self, request: m.DatasetRef) -> m.BagResult:
+        """Write the bag's files beside ``data/``, the tag manifest last: with it the bag is complete (P11)."""
+        beat = Beat()
+        keys, path = self._keys(request.pid), pid_path(request.pid)
+        records = [DatablockRecord.from_json(self._needed(keys.verified(request.plan_id, n))) for n in self._all(request)]
+        record = self._needed(keys.record)
+        self._lts.publish_bag(
+            path,
+            bag_files(
+                pid=request.pid,
+                plan_id=request.plan_id,
+                format=request.format,
+                records=records,
+                dataset=json.loads(record),
+                bagging_date=datetime.now(UTC).date().isoformat(),
+            ),
+            plan_id=request.plan_id,
+            progress=beat,
+        )
+        return m.BagResult(files=2 * len(records), level=min((r.level for r in records), key=_LEVELS.index))
+
+    @activity.defn(name="roll-back-lts", no_thread_cancel_exception=True)
+    @told
+    def roll_back_lts(self, request: m.DatasetRef) -> m.Done:
+        """Remove partial and unverified files of the dataset and its promises of space. Verified datablocks stay (P3)."""
+        Beat()
+        removed = self._lts.remove_unverified(pid_path(request.pid))
+        for n in self._all(request):
+            self._lts.release(self._promise(m.DatablockRef(pid=request.pid, plan_id=request.plan_id, n=n)))
+        return m.Done(what=f"{removed} unverified files removed")
+
+    @activity.defn(name="condemn-datablock", no_thread_cancel_exception=True)
+    @told
+    def condemn_datablock(self, request: m.DatablockRef) -> m.Done:
+        """Move a datablock that did not verify, and its manifest, out of the dataset's directory; nothing is deleted."""
+        Beat()
+        path = pid_path(request.pid)
+        for name in (manifest_name(request.n), datablock_name(request.n, request.format)):
+            self._lts.condemn(path, name, "did not verify")
+        return m.Done(what=f"datablock {request.n} set aside")
+
+    @contextmanager
+    def _verifier(self) -> Iterator[VerifierProcess]:
+        verifier = self._verifiers.get()
+        try:
+            yield verifier
+        finally:
+            self._verifiers.put(verifier)
+
+    def _keys(self, pid: str) -> StagingKeys:
+        return StagingKeys(self._settings.staging.prefix, pid)
+
+    def _promise(self, ref: m.DatablockRef) -> str:
+        return f"{pid_path(ref.pid)}/{ref.n}"
+
+    def _all(self, request: m.DatasetRef) -> range:
+        return range(1, request.datablocks + 1)
+
+    def _needed(self, key: str) -> bytes:
+        data = self._staging.get(key)
+        if data is None:
+            raise OwnFault(
+                f"object {key} is not in the staging bucket",
+                expected="what an earlier step of this run stored there",
+                found="nothing",
+                next_step="see who removes objects from the staging bucket, then submit the job again",
+                retryable=False,
+            )
+        return data
+
+
+_LEVELS = ("cache", "host", "store", "tape", "tape-read")

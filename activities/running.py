@@ -1,0 +1,153 @@
+"""How an activity runs: heartbeats on progress, stopping between chunks, and errors that name their side.
+
+Data-moving activities are synchronous and run in threads; they are never interrupted by an exception thrown into the
+thread (``no_thread_cancel_exception``), because that may land in a clean-up. Instead every chunk passes ``Beat``,
+which says what has moved and raises ``Stopped`` when the activity is cancelled or its worker leaves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import functools
+import logging
+import re
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import ParamSpec, TypeVar
+
+from temporalio import activity
+from temporalio.exceptions import ApplicationError, CancelledError
+
+from archiver import model as m
+from archiver.errors import ArchiverError, ContentError, OwnFault, Refused, Stopped
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+BEAT_SECONDS = 0.25
+"""At most so often the SDK is told; it throttles further what goes to the server."""
+
+CALL_BEAT_SECONDS = 10.0
+"""Beat of asynchronous activities, whose every wait has a time limit of its own."""
+
+_SECRETS = (
+    (re.compile(r"(?i)(bearer\s+)[A-Za-z0-9._~+/=-]{8,}"), r"\1***"),
+    (re.compile(r"(?i)(X-Amz-(?:Signature|Credential|Security-Token)=)[^&\s\"']+"), r"\1***"),
+    (re.compile(r"(?i)((?:access_token|password|secret_key|token)[\"']?\s*[=:]\s*[\"']?)[^&\s\"',}]+"), r"\1***"),
+    (re.compile(r"(\w+://)[^/@\s:]+:[^/@\s]+@"), r"\1***@"),
+)
+
+logger = logging.getLogger("archiver.activities")
+
+
+def scrub(text: str) -> str:
+    """``text`` without tokens, passwords and signatures (P8)."""
+    for pattern, replacement in _SECRETS:
+        text = pattern.sub(replacement, text)
+    return text
+
+
+def failure(error: Exception) -> Exception:
+    """The failure that Temporal records for ``error``: message, type and kind; no stack of ours, no secret."""
+    if isinstance(error, (ApplicationError, CancelledError)):
+        return error
+    if isinstance(error, Stopped):
+        details = activity.cancellation_details()
+        if details is not None and details.cancel_requested:
+            return CancelledError(scrub(error.one_line()))
+        return ApplicationError(f"stopped, to be taken up again: {scrub(error.one_line())}", type="Stopped")
+    known = error
+    if not isinstance(known, ArchiverError):
+        logger.exception("unexpected error in %s", activity.info().activity_type)
+        known = OwnFault(f"unexpected {type(error).__name__}: {error}"[:800], next_step="see the worker's log")
+    kind = "content" if isinstance(known, ContentError) else "refused" if isinstance(known, Refused) else "system"
+    message = scrub(known.one_line())
+    info = m.ErrorInfo(type=known.type_name, kind=kind, message=message, where=activity.info().activity_type)
+    return ApplicationError(message, info.model_dump(), type=known.type_name, non_retryable=not known.retryable)
+
+
+def told(function: Callable[P, R]) -> Callable[P, R]:
+    """Decorator of synchronous activities: errors become ``failure``."""
+
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return function(*args, **kwargs)
+        except Exception as error:  # noqa: BLE001  the one place where the domain's errors meet Temporal
+            raise failure(error) from None
+
+    return run
+
+
+def told_async(function: Callable[P, Awaitable[R]]) -> Callable[P, Awaitable[R]]:
+    """Decorator of asynchronous activities: errors become ``failure``."""
+
+    @functools.wraps(function)
+    async def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return await function(*args, **kwargs)
+        except Exception as error:  # noqa: BLE001  the one place where the domain's errors meet Temporal
+            raise failure(error) from None
+
+    return run
+
+
+class Beat:
+    """The ``Progress`` of a synchronous activity; may be called from any of its threads."""
+
+    def __init__(self, total_bytes: int = 0) -> None:
+        self._context = contextvars.copy_context()
+        self._lock = threading.Lock()
+        self._due = 0.0
+        self._done = 0
+        self._files = 0
+        self._note = ""
+        self._total = total_bytes
+        self._send(time.monotonic())
+
+    def advance(self, size_bytes: int = 0, files: int = 0) -> None:
+        """Count; tell the server when due. Raises ``Stopped`` if the activity is to end."""
+        with self._lock:
+            self._done += size_bytes
+            self._files += files
+            now = time.monotonic()
+            if now >= self._due:
+                self._send(now)
+
+    def note(self, text: str) -> None:
+        """Say what is being done or waited for. Raises ``Stopped`` if the activity is to end."""
+        with self._lock:
+            self._note = text
+            self._send(time.monotonic())
+
+    def _send(self, now: float) -> None:
+        self._due = now + BEAT_SECONDS
+        beat = m.Heartbeat(done_bytes=self._done, total_bytes=self._total, files=self._files, note=self._note)
+        self._context.run(activity.heartbeat, beat)
+        if self._context.run(activity.is_cancelled):
+            raise Stopped("told to stop by a cancel or by the worker's shutdown")
+
+
+@asynccontextmanager
+async def beating(note: str = "") -> AsyncIterator[Callable[..., None]]:
+    """Heartbeats while an asynchronous activity makes calls that each have a time limit; yields a way to say more."""
+    current = m.Heartbeat(note=note)
+
+    def say(**fields: object) -> None:
+        nonlocal current
+        current = current.model_copy(update=fields)
+        activity.heartbeat(current)
+
+    async def beat() -> None:
+        while True:
+            activity.heartbeat(current)
+            await asyncio.sleep(CALL_BEAT_SECONDS)
+
+    task = asyncio.create_task(beat())
+    try:
+        yield say
+    finally:
+        task.cancel()
