@@ -6,22 +6,22 @@ import hashlib
 import json
 import queue
 import time
-from contextlib import contextmanager
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 
+from archiver.datablock.bag import bag_files
+from archiver.datablock.record import DatablockRecord
+from archiver.datablock.verify import VerifierProcess
+from archiver.storage.lts import Lts
+from archiver.storage.objects import Bucket
 from temporalio import activity
 
 from activities.running import Beat, told
 from archiver import model as m
-from archiver.datablock.bag import bag_files
-from archiver.datablock.record import DatablockRecord
-from archiver.datablock.verify import VerifierProcess
 from archiver.errors import IntegrityMismatch, LtsFault, OwnFault
 from archiver.pids import pid_path
 from archiver.settings import Settings
-from archiver.storage.lts import Lts
-from archiver.storage.objects import Bucket
 from archiver.storage.staging import StagingKeys, archive_id, datablock_name, manifest_name
 
 
@@ -162,7 +162,9 @@ class LtsActivities:
         """Write the bag's files beside ``data/``, the tag manifest last: with it the bag is complete (P11)."""
         beat = Beat()
         keys, path = self._keys(request.pid), pid_path(request.pid)
-        records = [DatablockRecord.from_json(self._needed(keys.verified(request.plan_id, n))) for n in self._all(request)]
+        records = [
+            DatablockRecord.from_json(self._needed(keys.verified(request.plan_id, n))) for n in self._all(request)
+        ]
         record = self._needed(keys.record)
         self._lts.publish_bag(
             path,

@@ -5,19 +5,18 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 
-from temporalio import activity
-
-from activities.running import Beat, told
-from archiver import model as m
 from archiver.datablock.files import CatalogueFile, PlannedFile, read_lines
 from archiver.datablock.manifest import ManifestReader
 from archiver.datablock.pack import pack
 from archiver.datablock.plan import Plan, make_plan, merge_sorted
-from archiver.errors import OwnFault, StagingFault
-from archiver.progress import Progress
-from archiver.settings import Settings
 from archiver.storage.landing import Landing, open_landing
 from archiver.storage.objects import Bucket
+from temporalio import activity
+
+from activities.running import Beat, told
+from archiver import model as m
+from archiver.errors import OwnFault, StagingFault
+from archiver.settings import Settings
 from archiver.storage.staging import StagingKeys
 
 
@@ -138,9 +137,7 @@ class PackActivities:
         return StagingKeys(self._settings.staging.prefix, pid)
 
     def _landing(self, source: dict[str, str]) -> Landing:
-        return open_landing(
-            self._settings.landing.url_template, self._settings.landing.s3 or self._settings.s3, source
-        )
+        return open_landing(self._settings.landing.url_template, self._settings.landing.s3 or self._settings.s3, source)
 
     def _needed(self, key: str) -> bytes:
         data = self._staging.get(key)
@@ -160,5 +157,3 @@ class PackActivities:
             self._needed(key)
             raise StagingFault(f"object {key} vanished from the staging bucket while it was read")
         yield from read_lines(self._staging.stream(key, size=entry.size, version=entry.version), kind)
-
-

@@ -11,7 +11,6 @@ import asyncio
 import contextvars
 import functools
 import logging
-import re
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -23,6 +22,7 @@ from temporalio.exceptions import ApplicationError, CancelledError
 
 from archiver import model as m
 from archiver.errors import ArchiverError, ContentError, OwnFault, Refused, Stopped
+from archiver.log import scrub
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -33,21 +33,7 @@ BEAT_SECONDS = 0.25
 CALL_BEAT_SECONDS = 10.0
 """Beat of asynchronous activities, whose every wait has a time limit of its own."""
 
-_SECRETS = (
-    (re.compile(r"(?i)(bearer\s+)[A-Za-z0-9._~+/=-]{8,}"), r"\1***"),
-    (re.compile(r"(?i)(X-Amz-(?:Signature|Credential|Security-Token)=)[^&\s\"']+"), r"\1***"),
-    (re.compile(r"(?i)((?:access_token|password|secret_key|token)[\"']?\s*[=:]\s*[\"']?)[^&\s\"',}]+"), r"\1***"),
-    (re.compile(r"(\w+://)[^/@\s:]+:[^/@\s]+@"), r"\1***@"),
-)
-
 logger = logging.getLogger("archiver.activities")
-
-
-def scrub(text: str) -> str:
-    """``text`` without tokens, passwords and signatures (P8)."""
-    for pattern, replacement in _SECRETS:
-        text = pattern.sub(replacement, text)
-    return text
 
 
 def failure(error: Exception) -> Exception:

@@ -1,0 +1,346 @@
+"""Queue ``archiver-catalogue``: every SciCat call. Writes about one dataset are made one after another by its workflow."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from typing import Any
+
+from archiver.catalogue.client import Dataset, Job, SciCat, to_catalogue_files
+from archiver.datablock.files import CatalogueFile, write_lines
+from archiver.datablock.manifest import ManifestReader
+from archiver.datablock.record import DatablockRecord
+from archiver.storage.objects import Bucket
+from temporalio import activity
+
+from activities.running import beating, told_async
+from archiver import model as m
+from archiver.catalogue import payloads
+from archiver.errors import CatalogueFault, EmptyDataset, OwnFault, Refused, UnknownDataset
+from archiver.settings import Settings
+from archiver.storage.staging import StagingKeys, archive_id
+
+FILES_PER_RUN = 20_000
+"""Files of one sorted run in staging: what is held in memory while origdatablocks are read (P10)."""
+
+NOT_YET = frozenset({"origDatablocksNotYetCreated", "filesNotYetAvailable", "filesNotReadyYet"})
+"""archiveStatusMessage of datasets whose ingest is not finished (contract 2.4)."""
+
+FINISHED_WELL = "finishedSuccessful"
+
+
+class CatalogueActivities:
+    """Reads SciCat, tells SciCat. Every method may be repeated (P6)."""
+
+    def __init__(self, settings: Settings, staging: Bucket, scicat: SciCat) -> None:
+        self._settings = settings
+        self._staging = staging
+        self._scicat = scicat
+
+    def all(self) -> list[Callable[..., Any]]:
+        """The activities of this queue."""
+        return [
+            self.begin_job,
+            self.read_job_page,
+            self.finish_job,
+            self.begin_dataset,
+            self.read_origdatablocks,
+            self.register_datablocks,
+            self.finish_dataset,
+            self.fail_dataset,
+        ]
+
+    # --- jobs -----------------------------------------------------------------------------------------------------
+
+    @activity.defn(name="begin-job")
+    @told_async
+    async def begin_job(self, request: m.BeginJobRequest) -> m.BeginJobResult:
+        """Read the job, refuse what is not ours, set it in progress. A job that ended well before keeps its status.
+
+        Raises ``Refused`` for another type, a list of files, or no dataset at all.
+        """
+        job = await self._scicat.job(request.job_id)
+        if job.type != self._settings.archive.job_type:
+            raise Refused(
+                f"job {job.id} is not an archive job",
+                expected=f"type {self._settings.archive.job_type!r}",
+                found=f"type {job.type!r}",
+                next_step="nothing was changed; see archive.job_type in the settings",
+            )
+        pids = self._pids(job, request.pids)
+        if job.status_code != FINISHED_WELL:
+            total = len(pids)
+            message = f"Archiving {total} dataset{'s' if total != 1 else ''}."
+            await self._scicat.update_job(job.id, payloads.job_in_progress(message, request.workflow_id))
+        archive = self._settings.archive
+        return m.BeginJobResult(
+            total=len(pids),
+            policy=m.Policy(
+                datasets_at_once=archive.datasets_at_once,
+                datablocks_at_once=archive.datablocks_at_once,
+                give_up_seconds=archive.give_up_after_hours * 3600,
+                heartbeat_seconds=self._settings.worker.heartbeat_timeout_seconds,
+                delete_sources=self._settings.landing.delete_after_archive,
+            ),
+        )
+
+    @activity.defn(name="read-job-page")
+    @told_async
+    async def read_job_page(self, request: m.PageRequest) -> m.PageResult:
+        """A page of the job's pids, each once, in the job's order; the list of a job cannot change once it is made."""
+        pids = request.pids
+        if pids is None:
+            pids = self._pids(await self._scicat.job(request.job_id), None)
+        return m.PageResult(pids=list(dict.fromkeys(pids))[request.offset : request.offset + request.limit])
+
+    @activity.defn(name="finish-job")
+    @told_async
+    async def finish_job(self, request: m.FinishJobRequest) -> m.FinishJobResult:
+        """Write the terminal status once: read, compare, write only what differs (SciCat mails at every write)."""
+        code, message = verdict(request)
+        result = payloads.job_result(message, request)
+        await self._scicat.finish_job(request.job_id, payloads.job_update(code, message, result))
+        return m.FinishJobResult(status_code=code, message=message)
+
+    def _pids(self, job: Job, given: list[str] | None) -> list[str]:
+        if given is not None:
+            return list(dict.fromkeys(given))
+        if not job.datasets:
+            raise Refused(
+                f"job {job.id} names no dataset",
+                expected="jobParams.datasetList or datasetList",
+                found="none" if not job.has_list else "an empty list",
+                next_step="submit a job with a dataset list",
+            )
+        if partial := [entry.pid for entry in job.datasets if entry.files]:
+            raise Refused(
+                f"job {job.id} lists single files of dataset {partial[0]}",
+                expected="an empty files list: a dataset is archived whole",
+                found="a list of files",
+                next_step="submit the job with files: []",
+            )
+        return list(dict.fromkeys(entry.pid for entry in job.datasets))
+
+    # --- datasets --------------------------------------------------------------------------------------------------
+
+    @activity.defn(name="begin-dataset")
+    @told_async
+    async def begin_dataset(self, request: m.BeginDatasetRequest) -> m.BeginDatasetResult:
+        """Mark the dataset ``started`` and not archivable before anything else, unless it is archived or not ours."""
+        dataset = await self._scicat.dataset(request.pid)
+        if dataset is None:
+            raise UnknownDataset(
+                f"SciCat knows no dataset {request.pid}",
+                expected="a dataset of that pid that our account may read",
+                found="none",
+                next_step="check the pid, and the rights of the archiver's account",
+            )
+        self._refuse_foreign(dataset)
+        lifecycle = dataset.lifecycle
+        if lifecycle.retrievable and lifecycle.archive_status_message == payloads.ARCHIVED:
+            return await self._already(dataset)
+        if lifecycle.archive_status_message in NOT_YET:
+            raise Refused(
+                f"dataset {request.pid} is not ready to be archived",
+                expected="a dataset whose ingest is finished",
+                found=f"archiveStatusMessage {lifecycle.archive_status_message!r}",
+                next_step="submit the job again when its files and origdatablocks are there",
+            )
+        keys = StagingKeys(self._settings.staging.prefix, request.pid)
+        record = json.dumps(dataset.raw, ensure_ascii=False, sort_keys=True, indent=1).encode("utf-8", "replace")
+        await asyncio.to_thread(self._staging.put, keys.record, record)
+        await self._scicat.patch_lifecycle(request.pid, payloads.lifecycle_started(request.job_id))
+        fields = {
+            "pid": dataset.pid,
+            "source_folder": dataset.source_folder,
+            "owner_group": dataset.owner_group,
+            "proposal_id": str(dataset.raw.get("proposalId") or ""),
+        }
+        return m.BeginDatasetResult(
+            state="go",
+            owner_group=dataset.owner_group or "",
+            source={name: value for name, value in fields.items() if value},
+            files=dataset.number_of_files or 0,
+        )
+
+    def _refuse_foreign(self, dataset: Dataset) -> None:
+        location = dataset.lifecycle.storage_location
+        if location and location != self._settings.archive.storage_location:
+            raise Refused(
+                f"dataset {dataset.pid} belongs to another archive",
+                expected=f"storageLocation empty or {self._settings.archive.storage_location!r}",
+                found=f"{location!r}",
+                next_step="send its job to that archive; nothing was changed",
+            )
+
+    async def _already(self, dataset: Dataset) -> m.BeginDatasetResult:
+        """P3: an archived dataset is a success that changes nothing, if its datablocks are there."""
+        datablocks = await self._scicat.datablocks(dataset.pid)
+        if not datablocks:
+            raise CatalogueFault(
+                f"SciCat calls dataset {dataset.pid} archived, but has no datablock of it",
+                expected="at least one datablock",
+                found="none",
+                next_step="compare SciCat with the LTS; nothing was changed",
+                retryable=False,
+            )
+        files = dataset.number_of_files_archived or 0
+        return m.BeginDatasetResult(
+            state="already",
+            message=f"was archived before: {len(datablocks)} datablocks, {files} files; nothing changed",
+            datablocks=len(datablocks),
+            files=files,
+            size_bytes=sum(block.size for block in datablocks),
+            packed_bytes=sum(block.packed_size for block in datablocks),
+        )
+
+    @activity.defn(name="read-origdatablocks")
+    @told_async
+    async def read_origdatablocks(self, request: m.PidRequest) -> m.ListingResult:
+        """Read all origdatablocks and store their files as sorted runs: no list of files travels through Temporal (P9).
+
+        Raises ``CatalogueRecordInvalid`` and ``EmptyDataset`` if the catalogue is wrong, ``CatalogueFault`` if SciCat is ill.
+        """
+        keys = StagingKeys(self._settings.staging.prefix, request.pid)
+        runs = files = size = blocks = 0
+        held: list[CatalogueFile] = []
+
+        async def store() -> None:
+            nonlocal runs, held
+            data = await asyncio.to_thread(_sorted_run, held)
+            await asyncio.to_thread(self._staging.put, keys.run(runs), data)
+            runs, held = runs + 1, []
+
+        async with beating("reading origdatablocks") as say:
+            async for block in self._scicat.origdatablocks(request.pid):
+                blocks += 1
+                for entry in to_catalogue_files(block):
+                    held.append(entry)
+                    files += 1
+                    size += entry.size
+                    if len(held) >= FILES_PER_RUN:
+                        await store()
+                say(files=files, done_bytes=size)
+            if held:
+                await store()
+        if files == 0:
+            raise EmptyDataset(
+                f"dataset {request.pid} has no files",
+                expected="origdatablocks that list at least one file",
+                found=f"{blocks} origdatablocks with no file",
+                next_step="register the dataset's files in SciCat, then submit the job again",
+                dataset=request.pid,
+            )
+        return m.ListingResult(runs=runs, files=files, size_bytes=size, origdatablocks=blocks)
+
+    @activity.defn(name="register-datablocks")
+    @told_async
+    async def register_datablocks(self, request: m.DatasetRef) -> m.RegisterResult:
+        """Register the verified datablocks one after another, then put the dataset's counters right.
+
+        Repeating it is harmless: a datablock that is there already is read back and compared (deterministic archiveId).
+        """
+        keys = StagingKeys(self._settings.staging.prefix, request.pid)
+        created = 0
+        async with beating("registering") as say:
+            dataset = await self._scicat.dataset(request.pid)
+            if dataset is None:
+                raise UnknownDataset(f"dataset {request.pid} vanished from SciCat while it was archived")
+            for n in range(1, request.datablocks + 1):
+                record = DatablockRecord.from_json(await self._needed(keys.verified(request.plan_id, n)))
+                manifest = await self._needed(keys.manifest(request.plan_id, n))
+                payload = await asyncio.to_thread(
+                    payloads.datablock,
+                    dataset,
+                    record,
+                    ManifestReader(iter([manifest])).files(),
+                    archive_id=archive_id(request.pid, n, request.format),
+                    format=request.format,
+                )
+                created += await self._scicat.create_datablock(payload)
+                say(files=n, note=f"datablock {n} of {request.datablocks}")
+            datablocks = await self._scicat.datablocks(request.pid)
+            ours = {archive_id(request.pid, n, request.format) for n in range(1, request.datablocks + 1)}
+            if missing := ours - {block.archive_id for block in datablocks}:
+                raise CatalogueFault(
+                    f"SciCat does not show datablocks of {request.pid} that it accepted",
+                    expected=f"{len(ours)} datablocks",
+                    found=f"{len(missing)} missing, first {min(missing)}",
+                    next_step="retried; check the read rights of the archiver's account",
+                )
+            files = sum(block.files for block in datablocks)
+            packed = sum(block.packed_size for block in datablocks)
+            await self._scicat.patch_counters(request.pid, packed_size=packed, files_archived=files)
+        return m.RegisterResult(
+            datablocks=len(datablocks),
+            files=files,
+            size_bytes=sum(block.size for block in datablocks),
+            packed_bytes=packed,
+            created=created,
+        )
+
+    @activity.defn(name="finish-dataset")
+    @told_async
+    async def finish_dataset(self, request: m.FinishDatasetRequest) -> m.Done:
+        """Report the dataset as archived: retrievable, not archivable, with our storage location."""
+        await self._scicat.patch_lifecycle(
+            request.pid, payloads.lifecycle_archived(request, self._settings.archive.storage_location)
+        )
+        return m.Done(what=payloads.ARCHIVED)
+
+    @activity.defn(name="fail-dataset")
+    @told_async
+    async def fail_dataset(self, request: m.FailDatasetRequest) -> m.Done:
+        """Say in the dataset's lifecycle why it was not archived. Never touches one that is archived."""
+        dataset = await self._scicat.dataset(request.pid)
+        if dataset is None:
+            return m.Done(what="the dataset is gone")
+        if dataset.lifecycle.retrievable and dataset.lifecycle.archive_status_message == payloads.ARCHIVED:
+            return m.Done(what="the dataset is archived: its record stays as it is")
+        fields = payloads.lifecycle_failed(request, archivable=self._settings.archive.archivable_after_failure)
+        await self._scicat.patch_lifecycle(request.pid, fields)
+        return m.Done(what=str(fields["archiveStatusMessage"]))
+
+    async def _needed(self, key: str) -> bytes:
+        data = await asyncio.to_thread(self._staging.get, key)
+        if data is None:
+            raise OwnFault(
+                f"object {key} is not in the staging bucket",
+                expected="what an earlier step of this run stored there",
+                found="nothing",
+                next_step="see who removes objects from the staging bucket, then submit the job again",
+                retryable=False,
+            )
+        return data
+
+
+def _sorted_run(files: list[CatalogueFile]) -> bytes:
+    return b"".join(write_lines(sorted(files, key=lambda entry: entry.path.encode("utf-8", "surrogatepass"))))
+
+
+def verdict(request: m.FinishJobRequest) -> tuple[str, str]:
+    """Status code and the one sentence that users get (contract 1.4, 9.3)."""
+    counts, total = request.counts, request.total
+    if request.problem is not None:
+        return "finishedUnsuccessful", f"Nothing was archived: {request.problem.message}"[:1000]
+    parts = [
+        f"{number} {name}"
+        for number, name in (
+            (counts.archived, "archived"),
+            (counts.already_archived, "archived before"),
+            (counts.content_errors, "not archived because of their files or records"),
+            (counts.system_errors, "not archived because of a system error"),
+            (counts.cancelled, "stopped"),
+        )
+        if number
+    ]
+    said = f"{total} dataset{'s' if total != 1 else ''}: {', '.join(parts) or 'none begun'}."
+    if request.stopped is not None:
+        return "finishedUnsuccessful", f"Stopped by {request.stopped.who} ({request.stopped.reason}). {said}"[:1000]
+    if counts.good == total:
+        return FINISHED_WELL, said
+    first = next((o.message for o in request.outcomes if o.outcome not in ("archived", "already_archived")), "")
+    if counts.system_errors == total:
+        return "finishedUnsuccessful", f"{said} First: {first}"[:1000]
+    return "finishedWithDatasetErrors", f"{said} First: {first}"[:1000]

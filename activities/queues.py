@@ -1,0 +1,111 @@
+"""Which activities are served on which queue, with what they need: clients, locks, threads, slots."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+from archiver.catalogue.client import SciCat
+from archiver.storage.lock import ExclusiveLock
+from archiver.storage.lts import FileSystemLts
+from archiver.storage.objects import Bucket
+
+from activities.catalogue import CatalogueActivities
+from activities.delete import DeleteActivities
+from activities.lts import LtsActivities
+from activities.pack import PackActivities
+from archiver.errors import SettingsInvalid, StagingFault
+from archiver.settings import Settings
+
+LTS_QUEUES = ("lts-space", "lts-copy", "lts-verify", "lts-bag", "delete")
+"""Exactly one process each (P12)."""
+
+GROUPS: dict[str, tuple[str, ...]] = {
+    "all": ("workflows", "catalogue", "pack", *LTS_QUEUES),
+    "lts": LTS_QUEUES,
+    "workflows": ("workflows",),
+    "catalogue": ("catalogue",),
+    "pack": ("pack",),
+    **{name: (name,) for name in LTS_QUEUES},
+}
+"""What ``--queues`` takes, and the queues it stands for."""
+
+
+def parse_queues(text: str) -> list[str]:
+    """The queues of a comma-separated list of groups, each once. Raises ``SettingsInvalid`` for an unknown name."""
+    queues: list[str] = []
+    for name in (part.strip() for part in text.split(",")):
+        if name not in GROUPS:
+            raise SettingsInvalid(f"--queues names {name!r}", expected=f"any of {', '.join(GROUPS)}", found=repr(name))
+        queues += [queue for queue in GROUPS[name] if queue not in queues]
+    return queues
+
+
+@dataclass(frozen=True)
+class ActivityQueue:
+    """One task queue of this process."""
+
+    name: str
+    activities: list[Callable[..., Any]]
+    slots: int
+    executor: ThreadPoolExecutor
+
+
+class Service:
+    """The clients and locks of one worker process. Entering it takes the locks; leaving it gives everything back."""
+
+    def __init__(self, settings: Settings, queues: list[str]) -> None:
+        self._settings = settings
+        self._queues = queues
+        self._stack = AsyncExitStack()
+        self.activity_queues: list[ActivityQueue] = []
+
+    async def __aenter__(self) -> Service:
+        """Raises ``LtsFault`` if another process holds a lock or the LTS has no marker, ``CatalogueFault`` if SciCat refuses us."""
+        settings, queues, slots = self._settings, set(self._queues), self._settings.slots
+        async with AsyncExitStack() as stack:
+            staging = Bucket(settings.staging.bucket, settings.s3, StagingFault)
+            if queues & set(LTS_QUEUES):
+                lts = FileSystemLts(settings.lts)
+                lts.check_marker()
+                lock_dir = settings.worker.lock_dir or settings.lts.root / ".archiver" / "locks"
+                for queue in LTS_QUEUES:
+                    if queue in queues:
+                        stack.enter_context(ExclusiveLock(lock_dir / f"{queue}.lock"))
+                on_lts = LtsActivities(settings, staging, lts)
+                stack.callback(on_lts.close)
+                self._serve("lts-space", slots.lts_space, [on_lts.wait_for_lts_space])
+                self._serve("lts-copy", slots.lts_copy, [on_lts.copy_to_lts])
+                self._serve("lts-verify", slots.lts_verify, [on_lts.verify_in_lts])
+                bag = [on_lts.survey_lts, on_lts.publish_bag, on_lts.roll_back_lts, on_lts.condemn_datablock]
+                self._serve("lts-bag", slots.lts_bag, bag)
+            if queues & {"catalogue", "delete"}:
+                scicat = await stack.enter_async_context(SciCat(settings.scicat))
+                on_catalogue = CatalogueActivities(settings, staging, scicat)
+                self._serve("catalogue", slots.catalogue, on_catalogue.all())
+            if "delete" in queues:
+                on_delete = DeleteActivities(settings, staging, lts, scicat)
+                self._serve("delete", slots.delete, [on_delete.delete_sources])
+            if "pack" in queues:
+                on_pack = PackActivities(settings, staging)
+                activities = [on_pack.plan_dataset, on_pack.pack_datablock, on_pack.clean_staging]
+                self._serve("pack", slots.pack, activities)
+            self._stack = stack.pop_all()
+        return self
+
+    def _serve(self, queue: str, slots: int, activities: list[Callable[..., Any]]) -> None:
+        if queue not in self._queues:
+            return
+        executor = ThreadPoolExecutor(max_workers=slots, thread_name_prefix=queue)
+        self.activity_queues.append(ActivityQueue(f"archiver-{queue}", activities, slots, executor))
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for queue in self.activity_queues:
+            queue.executor.shutdown(wait=False, cancel_futures=True)
+        await self._stack.aclose()

@@ -1,0 +1,59 @@
+"""Log lines: text for people, JSON for machines; both scrubbed of secrets (P8)."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import sys
+from datetime import UTC, datetime
+from typing import Literal
+
+_SECRETS = (
+    (re.compile(r"(?i)(bearer\s+)[A-Za-z0-9._~+/=-]{8,}"), r"\1***"),
+    (re.compile(r"(?i)(X-Amz-(?:Signature|Credential|Security-Token)=)[^&\s\"']+"), r"\1***"),
+    (
+        re.compile(r"(?i)((?:access_token|password|secret_key|secret|token)[\"']?\s*[=:]\s*[\"']?)[^&\s\"',}]+"),
+        r"\1***",
+    ),
+    (re.compile(r"(\w+://)[^/@\s:]+:[^/@\s]+@"), r"\1***@"),
+)
+
+
+def scrub(text: str) -> str:
+    """``text`` without tokens, passwords and signatures."""
+    for pattern, replacement in _SECRETS:
+        text = pattern.sub(replacement, text)
+    return text
+
+
+class _Text(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return scrub(super().format(record))
+
+
+class _Json(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": scrub(record.getMessage()),
+        }
+        for name in ("temporal_workflow", "temporal_activity"):
+            if isinstance(context := getattr(record, name, None), dict):
+                line.update({key: value for key, value in context.items() if isinstance(value, (str, int))})
+        if record.exc_info:
+            line["exception"] = scrub(self.formatException(record.exc_info))
+        return json.dumps(line)
+
+
+def configure_logging(log_format: Literal["text", "json"]) -> None:
+    """Send log lines to standard error. May be called again."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        _Json() if log_format == "json" else _Text("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+    )
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    for noisy in ("httpx", "botocore", "boto3", "urllib3"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
