@@ -1,0 +1,274 @@
+"""What the workflows do in which order, and how they end, whatever the steps do."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
+from temporalio.exceptions import ApplicationError, CancelledError
+
+from archiver import model as m
+from tests.workflows.conftest import Serve
+from tests.workflows.scripted import Script, content_error
+from workflows import steps
+
+
+async def start(client: Client, *, pids: list[str] | None = None) -> WorkflowHandle[Any, Any]:
+    job_id = str(uuid4())
+    return await client.start_workflow(
+        "ArchiveJob",
+        m.ArchiveJobRequest(job_id=job_id, pids=pids),
+        id=f"archive-job/{job_id}",
+        task_queue=steps.WORKFLOWS,
+        result_type=m.ArchiveJobResult,
+    )
+
+
+def unique(script: Script) -> Script:
+    """Pids of this test only: the server is shared."""
+    tag = uuid4().hex[:8]
+    pids = [f"20.500.1/{tag}-{k}" for k in range(script.datasets)]
+    script.pids = lambda: pids  # type: ignore[method-assign]
+    return script
+
+
+async def test_p2_a_dataset_is_registered_after_verification_and_reported_after_registration(serve: Serve) -> None:
+    script = unique(Script())
+    result = await (await start(await serve(script))).result()
+    assert result.counts == m.Counts(archived=1)
+    names = script.names()
+    assert names[:5] == ["begin-job", "read-job-page", "begin-dataset", "read-origdatablocks", "plan-dataset"]
+    order = [names.index(name) for name in ("publish-bag", "register-datablocks", "finish-dataset", "clean-staging")]
+    assert order == sorted(order)
+    assert max(i for i, name in enumerate(names) if name == "verify-in-lts") < order[0]
+    assert names[-1] == "finish-job"
+    for n in (1, 2):
+        own = [name for name, request in script.calls if getattr(request, "n", None) == n]
+        assert own == ["pack-datablock", "wait-for-lts-space", "copy-to-lts", "verify-in-lts"]
+    assert "delete-sources" not in names
+
+
+async def test_p1_sources_are_deleted_last_and_only_where_the_setting_says_so(serve: Serve) -> None:
+    script = unique(Script(policy=m.Policy(delete_sources=True)))
+    await (await start(await serve(script))).result()
+    names = script.names()
+    assert names.index("finish-dataset") < names.index("delete-sources") < names.index("clean-staging")
+
+
+async def test_p7_one_failing_dataset_does_not_stop_the_others(serve: Serve) -> None:
+    script = unique(Script(datasets=3))
+    bad = script.pids()[1]
+
+    async def plan(request: m.PlanRequest) -> m.PlanResult:
+        if request.pid == bad:
+            raise content_error("2 files are missing, first raw/a.h5")
+        return m.PlanResult(plan_id="0" * 32, datablocks=1, files=1, size_bytes=1, largest_bytes=1)
+
+    script.replaced["plan-dataset"] = plan
+    result = await (await start(await serve(script))).result()
+    assert result.counts == m.Counts(archived=2, content_errors=1)
+    (finish,) = script.of("finish-job")
+    failed = [outcome for outcome in finish.outcomes if outcome.outcome == "failed"]
+    assert [(outcome.pid, outcome.error.kind) for outcome in failed] == [(bad, "content")]
+    assert script.names(pid=bad)[-2:] == ["clean-staging", "fail-dataset"]
+
+
+async def test_the_datablocks_window_is_bounded_and_all_are_done(serve: Serve) -> None:
+    script = unique(Script(datablocks=9, policy=m.Policy(datablocks_at_once=3)))
+    await (await start(await serve(script))).result()
+    assert sorted(request.n for request in script.of("verify-in-lts")) == list(range(1, 10))
+    assert script.most_at_once["pack-datablock"] <= 3
+
+
+async def test_a_system_error_that_lasts_fails_the_dataset_and_rolls_back(serve: Serve) -> None:
+    script = unique(Script())
+
+    async def pack(request: m.PackRequest) -> m.PackResult:
+        info = m.ErrorInfo(type="StagingFault", kind="system", message="staging refuses us")
+        raise ApplicationError("staging refuses us", info.model_dump(), type="StagingFault", non_retryable=True)
+
+    script.replaced["pack-datablock"] = pack
+    result = await (await start(await serve(script))).result()
+    assert result.counts == m.Counts(system_errors=1)
+    assert "register-datablocks" not in script.names()
+    assert script.names()[-4:] == ["roll-back-lts", "clean-staging", "fail-dataset", "finish-job"]
+
+
+async def test_bytes_that_do_not_verify_are_set_aside_and_made_anew_from_the_source(serve: Serve) -> None:
+    script = unique(Script(datablocks=1))
+    results = iter([content_error("differs", "system", "IntegrityMismatch"), None])
+
+    async def verify(request: m.VerifyRequest) -> m.VerifyResult:
+        if error := next(results):
+            raise error
+        return m.VerifyResult(level="host", how_read="", size_bytes=1, packed_bytes=1, files=1, sha256="")
+
+    script.replaced["verify-in-lts"] = verify
+    result = await (await start(await serve(script))).result()
+    assert result.counts.archived == 1
+    assert [request.fresh for request in script.of("pack-datablock")] == [False, True]
+    names = script.names()
+    assert names.count("condemn-datablock") == 1
+
+
+async def test_verified_datablocks_of_an_earlier_try_are_read_again_and_not_packed(serve: Serve) -> None:
+    script = unique(Script(datablocks=3))
+
+    async def survey(request: m.SurveyRequest) -> m.SurveyResult:
+        return m.SurveyResult(reusable=[1, 3])
+
+    script.replaced["survey-lts"] = survey
+    await (await start(await serve(script))).result()
+    assert [request.n for request in script.of("pack-datablock")] == [2]
+    assert sorted(request.n for request in script.of("verify-in-lts")) == [1, 2, 3]
+
+
+async def test_p3_two_jobs_at_once_on_one_dataset_share_one_work_and_its_outcome(serve: Serve) -> None:
+    script = unique(Script())
+    packing, go_on = asyncio.Event(), asyncio.Event()
+    usual = script.answer
+
+    async def pack(request: m.PackRequest) -> m.PackResult:
+        packing.set()
+        await go_on.wait()
+        del script.replaced["pack-datablock"]
+        return await usual("pack-datablock", request)  # type: ignore[no-any-return]
+
+    script.replaced["pack-datablock"] = pack
+    script.datablocks = 1
+    client = await serve(script)
+    first = await start(client)
+    await packing.wait()
+    second = await start(client)
+    while not (await second.query("progress", result_type=m.JobProgress)).waiting_for_others:
+        await asyncio.sleep(0.05)
+    await asyncio.sleep(0.3)
+    go_on.set()
+    results = await asyncio.gather(first.result(), second.result())
+    assert [result.counts.archived for result in results] == [1, 1]
+    assert script.names().count("begin-dataset") == 1
+    assert script.names().count("register-datablocks") == 1
+
+
+@pytest.mark.parametrize("way", ["signal", "temporal"])
+async def test_a_stopped_job_rolls_back_and_says_who_and_why(serve: Serve, way: str) -> None:
+    script = unique(Script())
+    packing = asyncio.Event()
+
+    async def pack(request: m.PackRequest) -> m.PackResult:
+        packing.set()
+        await asyncio.sleep(3600)
+        raise AssertionError
+
+    script.replaced["pack-datablock"] = pack
+    handle = await start(await serve(script))
+    await packing.wait()
+    if way == "signal":
+        await handle.signal("cancel", m.StopRequest(reason="beam time over", who="anna"))
+        await handle.signal("cancel", m.StopRequest(reason="again", who="ben"))
+        result = await handle.result()
+        assert result.counts.cancelled == 1
+    else:
+        await handle.cancel()
+        with pytest.raises(WorkflowFailureError) as failed:
+            await handle.result()
+        assert isinstance(failed.value.cause, CancelledError)
+    assert script.names()[-4:] == ["roll-back-lts", "clean-staging", "fail-dataset", "finish-job"]
+    (finish,) = script.of("finish-job")
+    assert finish.stopped.who == ("anna" if way == "signal" else "Temporal (Web UI or CLI)")
+    assert "register-datablocks" not in script.names()
+
+
+async def test_stopping_one_dataset_lets_the_others_of_its_job_go_on(serve: Serve) -> None:
+    script = unique(Script(datasets=2))
+    stopped = script.pids()[0]
+    packing = asyncio.Event()
+    usual = script.answer
+
+    async def pack(request: m.PackRequest) -> Any:
+        if request.pid == stopped:
+            packing.set()
+            await asyncio.sleep(3600)
+        return m.PackResult(size_bytes=1, packed_bytes=1, files=1, sha256="", manifest_sha256="b")
+
+    del usual
+    script.replaced["pack-datablock"] = pack
+    client = await serve(script)
+    handle = await start(client)
+    await packing.wait()
+    dataset = client.get_workflow_handle(f"archive-dataset/{stopped}")
+    await dataset.signal("cancel", m.StopRequest(reason="wrong one", who="anna"))
+    result = await handle.result()
+    assert result.counts == m.Counts(archived=1, cancelled=1)
+    (fail,) = script.of("fail-dataset")
+    assert (fail.pid, fail.stopped.reason) == (stopped, "wrong one")
+
+
+async def test_a_cancel_in_the_instant_of_registration_ends_archived(serve: Serve) -> None:
+    script = unique(Script())
+    registering, go_on = asyncio.Event(), asyncio.Event()
+
+    async def register(request: m.DatasetRef) -> m.RegisterResult:
+        registering.set()
+        await go_on.wait()
+        return m.RegisterResult(datablocks=2, files=10, size_bytes=1, packed_bytes=1, created=2)
+
+    script.replaced["register-datablocks"] = register
+    client = await serve(script)
+    handle = await start(client)
+    await registering.wait()
+    await client.get_workflow_handle(f"archive-dataset/{script.pids()[0]}").cancel()
+    await asyncio.sleep(0.3)
+    go_on.set()
+    result = await handle.result()
+    assert result.counts.archived == 1
+    assert "fail-dataset" not in script.names()
+
+
+async def test_an_unknown_or_refused_dataset_is_left_as_it_is(serve: Serve) -> None:
+    script = unique(Script())
+
+    async def begin(request: m.BeginDatasetRequest) -> m.BeginDatasetResult:
+        raise content_error("belongs to another archive", "refused", "Refused")
+
+    script.replaced["begin-dataset"] = begin
+    result = await (await start(await serve(script))).result()
+    assert result.counts.content_errors == 1
+    assert not {"fail-dataset", "clean-staging", "roll-back-lts"} & set(script.names())
+
+
+async def test_a_job_that_is_refused_says_so_and_starts_nothing(serve: Serve) -> None:
+    script = unique(Script())
+
+    async def begin(request: m.BeginJobRequest) -> m.BeginJobResult:
+        raise content_error("job names no dataset", "refused", "Refused")
+
+    script.replaced["begin-job"] = begin
+    handle = await start(await serve(script))
+    with pytest.raises(WorkflowFailureError, match="failed") as failed:
+        await handle.result()
+    assert "names no dataset" in str(failed.value.cause)
+    assert script.names() == ["begin-job", "finish-job"]
+    assert script.of("finish-job")[0].problem.kind == "refused"
+
+
+async def test_p9_a_dataset_of_many_datablocks_and_a_job_of_many_datasets_keep_their_histories_small(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = unique(Script(datasets=450, datablocks=1, policy=m.Policy(datasets_at_once=40)))
+
+    async def begin(request: m.BeginDatasetRequest) -> m.BeginDatasetResult:
+        return m.BeginDatasetResult(state="already", message="was archived before")
+
+    script.replaced["begin-dataset"] = begin
+    handle = await start(await serve(script))
+    result = await handle.result()
+    assert result.counts == m.Counts(already_archived=450)
+    (finish,) = script.of("finish-job")
+    assert len(finish.outcomes) == m.MAX_OUTCOMES
+    first_run = (await handle.describe()).raw_description.workflow_execution_info
+    assert first_run.history_length < 4096
+    assert first_run.history_size_bytes < 4 * 2**20
