@@ -1,0 +1,79 @@
+"""The connection to Temporal: Temporal's own environment configuration over the defaults in our settings."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import Any
+
+from temporalio.client import Client
+from temporalio.contrib.pydantic import pydantic_data_converter
+from temporalio.envconfig import ClientConfig
+from temporalio.runtime import Runtime
+from temporalio.service import RPCError, RPCStatusCode
+
+from archiver.errors import SystemFault
+from archiver.settings import Settings
+
+CONNECT_SECONDS = 10.0
+
+
+class Unreachable(SystemFault):
+    """Temporal does not answer, or has no such namespace."""
+
+    side = "temporal"
+
+
+async def connect(settings: Settings, *, runtime: Runtime | None = None) -> Client:
+    """A client whose namespace was seen to exist. Raises ``Unreachable`` saying what to do."""
+    temporal = settings.temporal
+    try:
+        config: dict[str, Any] = dict(
+            ClientConfig.load_client_connect_config(
+                profile=temporal.profile if "TEMPORAL_PROFILE" not in os.environ else None,
+                config_file=(
+                    str(temporal.config_file)
+                    if temporal.config_file and "TEMPORAL_CONFIG_FILE" not in os.environ
+                    else None
+                ),
+            )
+        )
+    except (RuntimeError, ValueError) as error:
+        raise Unreachable(
+            f"Temporal's environment configuration cannot be used: {error}",
+            next_step="check TEMPORAL_* variables and temporal.config_file",
+        ) from None
+    address = config.setdefault("target_host", temporal.address) or temporal.address
+    namespace = config.setdefault("namespace", temporal.namespace)
+    if runtime is not None:
+        config["runtime"] = runtime
+    try:
+        client = await asyncio.wait_for(
+            Client.connect(data_converter=pydantic_data_converter, **config), timeout=CONNECT_SECONDS
+        )
+        await _see_namespace(client)
+    except (RuntimeError, TimeoutError, asyncio.TimeoutError) as error:
+        raise Unreachable(
+            f"Temporal does not answer at {address}",
+            expected="a Temporal frontend",
+            found=str(error)[:200] or "no answer",
+            next_step="start it, or set TEMPORAL_ADDRESS or temporal.address",
+        ) from None
+    except RPCError as error:
+        if error.status == RPCStatusCode.NOT_FOUND:
+            raise Unreachable(
+                f"Temporal at {address} has no namespace {namespace!r}",
+                expected=f"namespace {namespace!r}",
+                found="none of that name",
+                next_step="archiver setup  makes it",
+            ) from None
+        raise Unreachable(
+            f"Temporal at {address} refuses us: {error.message}", next_step="check TLS and API key settings"
+        ) from None
+    return client
+
+
+async def _see_namespace(client: Client) -> None:
+    from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
+
+    await client.workflow_service.describe_namespace(DescribeNamespaceRequest(namespace=client.namespace))
