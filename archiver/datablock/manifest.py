@@ -164,7 +164,9 @@ class ManifestReader:
         except (OwnFault, ValueError) as error:
             raise _damaged("readable gzip JSON lines", str(error)[:200]) from None
         if not isinstance(fields, dict):
-            raise _damaged("a JSON object on every line up to the footer", "the end" if line is None else "another value")
+            raise _damaged(
+                "a JSON object on every line up to the footer", "the end" if line is None else "another value"
+            )
         return fields
 
     def _end(self) -> None:
@@ -174,7 +176,9 @@ class ManifestReader:
         except OwnFault as error:
             raise _damaged("the end behind the footer", str(error)[:200]) from None
         if behind is not None or len(self.member_sizes) != footer.members:
-            raise _damaged(f"{footer.members} members and nothing behind the footer", f"{len(self.member_sizes)} members")
+            raise _damaged(
+                f"{footer.members} members and nothing behind the footer", f"{len(self.member_sizes)} members"
+            )
         if sum(self.member_sizes) != footer.packed_bytes:
             raise _damaged(f"members of {footer.packed_bytes} bytes", f"{sum(self.member_sizes)} bytes")
 
