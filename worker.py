@@ -1,7 +1,7 @@
-"""Starts one Temporal worker per task queue, each with its slots and its own threads. ``python worker.py --queues all``.
+"""Starts one Temporal worker per task queue, with its slots and its threads. ``python worker.py --queues all``.
 
-SIGTERM and Ctrl-C drain: no new work is taken, running activities go on for ``worker.graceful_shutdown_seconds`` and are
-then told to stop between two chunks, to be taken up by the next worker. A second signal ends at once.
+SIGTERM and Ctrl-C drain: no new work is taken, running activities go on for ``worker.graceful_shutdown_seconds`` and
+are then told to stop between two chunks, to be taken up by the next worker. A second signal ends at once.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from contextlib import AsyncExitStack
 from datetime import timedelta
 from pathlib import Path
 
-from activities.connection import connect
 from temporalio.runtime import PrometheusConfig, Runtime, TelemetryConfig
 from temporalio.worker import Worker
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 
+from activities.connection import connect
 from activities.queues import GROUPS, Service, parse_queues
 from archiver.errors import ArchiverError
 from archiver.log import configure_logging
@@ -97,7 +97,7 @@ def _listen(stop: asyncio.Event) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line. 0: drained after a signal; 2: usage or settings; 6: refused, such as a lock that is held; 7: unreachable."""
+    """The command line. 0: drained after a signal; 2: usage or settings; 6: refused (a held lock); 7: unreachable."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--queues", default="all", help=f"comma-separated: {', '.join(GROUPS)}")
     parser.add_argument("-c", "--config", type=Path, help="settings file")

@@ -1,4 +1,4 @@
-"""Queue ``archiver-catalogue``: every SciCat call. Writes about one dataset are made one after another by its workflow."""
+"""Queue ``archiver-catalogue``: every SciCat call. Writes about one dataset come one after another by its workflow."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from archiver.catalogue.client import Dataset, Job, SciCat, to_catalogue_files
-from archiver.datablock.files import CatalogueFile, write_lines
-from archiver.datablock.manifest import ManifestReader
-from archiver.datablock.record import DatablockRecord
-from archiver.storage.objects import Bucket
 from temporalio import activity
 
 from activities.running import beating, told_async
 from archiver import model as m
 from archiver.catalogue import payloads
+from archiver.catalogue.client import SciCat
+from archiver.catalogue.records import Dataset, Job
+from archiver.datablock.files import CatalogueFile, path_key, write_lines
+from archiver.datablock.manifest import ManifestReader
+from archiver.datablock.record import DatablockRecord
 from archiver.errors import CatalogueFault, EmptyDataset, OwnFault, Refused, UnknownDataset
 from archiver.settings import Settings
+from archiver.storage.objects import Bucket
 from archiver.storage.staging import StagingKeys, archive_id
 
 FILES_PER_RUN = 20_000
@@ -72,7 +73,7 @@ class CatalogueActivities:
         if job.status_code != FINISHED_WELL:
             total = len(pids)
             message = f"Archiving {total} dataset{'s' if total != 1 else ''}."
-            await self._scicat.update_job(job.id, payloads.job_in_progress(message, request.workflow_id))
+            await self._scicat.update_job(job.id, payloads.job_update(payloads.IN_PROGRESS, message))
         archive = self._settings.archive
         return m.BeginJobResult(
             total=len(pids),
@@ -100,7 +101,7 @@ class CatalogueActivities:
         """Write the terminal status once: read, compare, write only what differs (SciCat mails at every write)."""
         code, message = verdict(request)
         result = payloads.job_result(message, request)
-        await self._scicat.finish_job(request.job_id, payloads.job_update(code, message, result))
+        await self._scicat.update_job(request.job_id, payloads.job_update(code, message, result))
         return m.FinishJobResult(status_code=code, message=message)
 
     def _pids(self, job: Job, given: list[str] | None) -> list[str]:
@@ -200,7 +201,7 @@ class CatalogueActivities:
     async def read_origdatablocks(self, request: m.PidRequest) -> m.ListingResult:
         """Read all origdatablocks and store their files as sorted runs: no list of files travels through Temporal (P9).
 
-        Raises ``CatalogueRecordInvalid`` and ``EmptyDataset`` if the catalogue is wrong, ``CatalogueFault`` if SciCat is ill.
+        Raises ``CatalogueRecordInvalid`` and ``EmptyDataset`` (catalogue wrong) or ``CatalogueFault`` (SciCat ill).
         """
         keys = StagingKeys(self._settings.staging.prefix, request.pid)
         runs = files = size = blocks = 0
@@ -215,7 +216,7 @@ class CatalogueActivities:
         async with beating("reading origdatablocks") as say:
             async for block in self._scicat.origdatablocks(request.pid):
                 blocks += 1
-                for entry in to_catalogue_files(block):
+                for entry in block.catalogue_files(request.pid):
                     held.append(entry)
                     files += 1
                     size += entry.size
@@ -316,7 +317,8 @@ class CatalogueActivities:
 
 
 def _sorted_run(files: list[CatalogueFile]) -> bytes:
-    return b"".join(write_lines(sorted(files, key=lambda entry: entry.path.encode("utf-8", "surrogatepass"))))
+    ordered = sorted(files, key=lambda entry: path_key(entry.path))
+    return b"".join(write_lines(ordered))
 
 
 def verdict(request: m.FinishJobRequest) -> tuple[str, str]:

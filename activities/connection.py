@@ -52,7 +52,7 @@ async def connect(settings: Settings, *, runtime: Runtime | None = None) -> Clie
             Client.connect(data_converter=pydantic_data_converter, **config), timeout=CONNECT_SECONDS
         )
         await _see_namespace(client)
-    except (RuntimeError, TimeoutError, asyncio.TimeoutError) as error:
+    except (RuntimeError, TimeoutError) as error:
         raise Unreachable(
             f"Temporal does not answer at {address}",
             expected="a Temporal frontend",

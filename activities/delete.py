@@ -6,25 +6,22 @@ import asyncio
 import hashlib
 from collections.abc import Iterator
 
-from archiver.catalogue.client import SciCat
-from archiver.datablock.bag import read_bag_info, read_manifest_sha256
-from archiver.datablock.files import PlannedFile, read_lines
-from archiver.datablock.manifest import ManifestReader
-from archiver.storage.landing import open_landing
-from archiver.storage.lts import Lts
-from archiver.storage.objects import Bucket
 from temporalio import activity
 
 from activities.running import Beat, told_async
 from archiver import model as m
 from archiver.catalogue import payloads
+from archiver.catalogue.client import SciCat
+from archiver.datablock.bag import LEVELS, read_bag_info, read_manifest_sha256
+from archiver.datablock.files import PlannedFile, read_lines
+from archiver.datablock.manifest import ManifestReader
 from archiver.errors import IntegrityMismatch, Refused
 from archiver.pids import pid_path
 from archiver.settings import Settings
+from archiver.storage.landing import open_landing
+from archiver.storage.lts import Lts
+from archiver.storage.objects import Bucket
 from archiver.storage.staging import StagingKeys, archive_id, datablock_name, manifest_name
-
-LEVELS = ("host", "store", "tape", "tape-read")
-"""Levels of verification, weakest first (reliability-notes V5)."""
 
 
 class DeleteActivities:

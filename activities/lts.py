@@ -10,18 +10,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 
-from archiver.datablock.bag import bag_files
-from archiver.datablock.record import DatablockRecord
-from archiver.datablock.verify import VerifierProcess
-from archiver.storage.lts import Lts
-from archiver.storage.objects import Bucket
 from temporalio import activity
 
 from activities.running import Beat, told
 from archiver import model as m
+from archiver.datablock.bag import bag_files, least_level
+from archiver.datablock.record import DatablockRecord
+from archiver.datablock.verifier import VerifierProcess
 from archiver.errors import IntegrityMismatch, LtsFault, OwnFault
 from archiver.pids import pid_path
 from archiver.settings import Settings
+from archiver.storage.lts import Lts
+from archiver.storage.objects import Bucket
 from archiver.storage.staging import StagingKeys, archive_id, datablock_name, manifest_name
 
 
@@ -44,7 +44,7 @@ class LtsActivities:
     @activity.defn(name="wait-for-lts-space", no_thread_cancel_exception=True)
     @told
     def wait_for_lts_space(self, request: m.SpaceRequest) -> m.SpaceResult:
-        """Return when the LTS has room beside its reserve and all promises; the room is then promised to this datablock."""
+        """Return when the LTS has room beside reserve and promises; the room is then promised to this datablock."""
         started = time.monotonic()
         self._lts.wait_for_space(self._promise(request), request.need_bytes, Beat(request.need_bytes))
         return m.SpaceResult(waited_seconds=round(time.monotonic() - started, 3))
@@ -67,25 +67,26 @@ class LtsActivities:
             )
         self._lts.copy_in(
             pid_path(request.pid),
-            datablock_name(request.n, request.format),
+            f"data/{datablock_name(request.n, request.format)}",
             self._staging.stream(key, size=entry.size, version=entry.version),
             size=request.packed_bytes,
             sha256=request.sha256,
-            attempt=f"{info.workflow_run_id[:8]}-{info.activity_id}-{info.attempt}",
+            attempt=f"{str(info.workflow_run_id)[:8]}-{info.activity_id}-{info.attempt}",
+            promise=self._promise(request),
             progress=Beat(request.packed_bytes),
         )
-        self._lts.release(self._promise(request))
         return m.CopyResult(archive_id=archive_id(request.pid, request.n, request.format))
 
     @activity.defn(name="verify-in-lts", no_thread_cancel_exception=True)
     @told
     def verify_in_lts(self, request: m.VerifyRequest) -> m.VerifyResult:
-        """Read the datablock back in another process, past the page cache, down to each file; then publish its manifest.
+        """Read the datablock back in another process, past the page cache, to each file; then publish its manifest.
 
         Raises ``IntegrityMismatch`` (not retried: the workflow sets the datablock aside and makes it anew).
         """
         keys, path = self._keys(request.pid), pid_path(request.pid)
-        name, manifest_file = datablock_name(request.n, request.format), manifest_name(request.n)
+        name = f"data/{datablock_name(request.n, request.format)}"
+        manifest_file = f"data/{manifest_name(request.n)}"
         if request.manifest_sha256:
             manifest = self._staging.get(keys.manifest(request.plan_id, request.n))
         else:
@@ -121,7 +122,7 @@ class LtsActivities:
             verified_at=datetime.now(UTC).isoformat(timespec="seconds"),
         )
         info = activity.info()
-        self._lts.put_small(path, f"data/{manifest_file}", manifest, f"{info.workflow_run_id[:8]}-{info.attempt}")
+        self._lts.put_small(path, manifest_file, manifest, f"{str(info.workflow_run_id)[:8]}-{info.attempt}")
         if not request.manifest_sha256:
             self._staging.put(keys.manifest(request.plan_id, request.n), manifest)
         self._staging.put(keys.verified(request.plan_id, request.n), record.to_json())
@@ -179,12 +180,12 @@ class LtsActivities:
             plan_id=request.plan_id,
             progress=beat,
         )
-        return m.BagResult(files=2 * len(records), level=min((r.level for r in records), key=_LEVELS.index))
+        return m.BagResult(files=2 * len(records), level=least_level(records))
 
     @activity.defn(name="roll-back-lts", no_thread_cancel_exception=True)
     @told
     def roll_back_lts(self, request: m.DatasetRef) -> m.Done:
-        """Remove partial and unverified files of the dataset and its promises of space. Verified datablocks stay (P3)."""
+        """Remove partial and unverified files of the dataset and its promises. Verified datablocks stay (P3)."""
         Beat()
         removed = self._lts.remove_unverified(pid_path(request.pid))
         for n in self._all(request):
@@ -194,11 +195,11 @@ class LtsActivities:
     @activity.defn(name="condemn-datablock", no_thread_cancel_exception=True)
     @told
     def condemn_datablock(self, request: m.DatablockRef) -> m.Done:
-        """Move a datablock that did not verify, and its manifest, out of the dataset's directory; nothing is deleted."""
+        """Move a datablock that did not verify, and its manifest, out of the dataset's directory, unchanged."""
         Beat()
         path = pid_path(request.pid)
         for name in (manifest_name(request.n), datablock_name(request.n, request.format)):
-            self._lts.condemn(path, name, "did not verify")
+            self._lts.condemn(path, f"data/{name}", "did not verify")
         return m.Done(what=f"datablock {request.n} set aside")
 
     @contextmanager
@@ -229,6 +230,3 @@ class LtsActivities:
                 retryable=False,
             )
         return data
-
-
-_LEVELS = ("cache", "host", "store", "tape", "tape-read")

@@ -5,18 +5,18 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 
-from archiver.datablock.files import CatalogueFile, PlannedFile, read_lines
-from archiver.datablock.manifest import ManifestReader
-from archiver.datablock.pack import pack
-from archiver.datablock.plan import Plan, make_plan, merge_sorted
-from archiver.storage.landing import Landing, open_landing
-from archiver.storage.objects import Bucket
 from temporalio import activity
 
 from activities.running import Beat, told
 from archiver import model as m
+from archiver.datablock.files import CatalogueFile, PlannedFile, read_lines
+from archiver.datablock.manifest import ManifestReader
+from archiver.datablock.pack import pack
+from archiver.datablock.plan import Plan, make_plan, merge_sorted
 from archiver.errors import OwnFault, StagingFault
 from archiver.settings import Settings
+from archiver.storage.landing import Landing, open_landing
+from archiver.storage.objects import Bucket
 from archiver.storage.staging import StagingKeys
 
 
@@ -30,7 +30,7 @@ class PackActivities:
     @activity.defn(name="plan-dataset", no_thread_cancel_exception=True)
     @told
     def plan_dataset(self, request: m.PlanRequest) -> m.PlanResult:
-        """Compare the catalogue's files with the landing zone, cut datablocks, store the plan. One pass, constant memory.
+        """Compare the catalogue with the landing zone, cut datablocks, store the plan. One pass, constant memory.
 
         Raises the content errors of ``make_plan``.
         """
@@ -65,7 +65,7 @@ class PackActivities:
     @activity.defn(name="pack-datablock", no_thread_cancel_exception=True)
     @told
     def pack_datablock(self, request: m.PackRequest) -> m.PackResult:
-        """Landing zone -> tar -> gzip -> staging, in one pass; then its manifest, which makes the staged datablock count.
+        """Landing zone -> tar -> gzip -> staging, in one pass; its manifest then makes the staged datablock count.
 
         Raises ``SourceChanged``, ``ChecksumDiffers``, ``SourceFault``, ``StagingFault``.
         """

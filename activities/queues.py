@@ -9,17 +9,16 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-from archiver.catalogue.client import SciCat
-from archiver.storage.lock import ExclusiveLock
-from archiver.storage.lts import FileSystemLts
-from archiver.storage.objects import Bucket
-
 from activities.catalogue import CatalogueActivities
 from activities.delete import DeleteActivities
 from activities.lts import LtsActivities
 from activities.pack import PackActivities
+from archiver.catalogue.client import SciCat
 from archiver.errors import SettingsInvalid, StagingFault
 from archiver.settings import Settings
+from archiver.storage.lock import ExclusiveLock
+from archiver.storage.lts import FileSystemLts
+from archiver.storage.objects import Bucket
 
 LTS_QUEUES = ("lts-space", "lts-copy", "lts-verify", "lts-bag", "delete")
 """Exactly one process each (P12)."""
@@ -65,7 +64,7 @@ class Service:
         self.activity_queues: list[ActivityQueue] = []
 
     async def __aenter__(self) -> Service:
-        """Raises ``LtsFault`` if another process holds a lock or the LTS has no marker, ``CatalogueFault`` if SciCat refuses us."""
+        """Raises ``LtsFault`` if a lock is held or the LTS has no marker, ``CatalogueFault`` if SciCat refuses us."""
         settings, queues, slots = self._settings, set(self._queues), self._settings.slots
         async with AsyncExitStack() as stack:
             staging = Bucket(settings.staging.bucket, settings.s3, StagingFault)
@@ -81,7 +80,12 @@ class Service:
                 self._serve("lts-space", slots.lts_space, [on_lts.wait_for_lts_space])
                 self._serve("lts-copy", slots.lts_copy, [on_lts.copy_to_lts])
                 self._serve("lts-verify", slots.lts_verify, [on_lts.verify_in_lts])
-                bag = [on_lts.survey_lts, on_lts.publish_bag, on_lts.roll_back_lts, on_lts.condemn_datablock]
+                bag: list[Callable[..., Any]] = [
+                    on_lts.survey_lts,
+                    on_lts.publish_bag,
+                    on_lts.roll_back_lts,
+                    on_lts.condemn_datablock,
+                ]
                 self._serve("lts-bag", slots.lts_bag, bag)
             if queues & {"catalogue", "delete"}:
                 scicat = await stack.enter_async_context(SciCat(settings.scicat))
@@ -92,7 +96,11 @@ class Service:
                 self._serve("delete", slots.delete, [on_delete.delete_sources])
             if "pack" in queues:
                 on_pack = PackActivities(settings, staging)
-                activities = [on_pack.plan_dataset, on_pack.pack_datablock, on_pack.clean_staging]
+                activities: list[Callable[..., Any]] = [
+                    on_pack.plan_dataset,
+                    on_pack.pack_datablock,
+                    on_pack.clean_staging,
+                ]
                 self._serve("pack", slots.pack, activities)
             self._stack = stack.pop_all()
         return self

@@ -48,7 +48,11 @@ def failure(error: Exception) -> Exception:
     known = error
     if not isinstance(known, ArchiverError):
         logger.exception("unexpected error in %s", activity.info().activity_type)
-        known = OwnFault(f"unexpected {type(error).__name__}: {error}"[:800], next_step="see the worker's log")
+        known = OwnFault(
+            f"unexpected {type(error).__name__}: {error}"[:800],
+            next_step="see the worker's log",
+            retryable=isinstance(error, OSError),
+        )
     kind = "content" if isinstance(known, ContentError) else "refused" if isinstance(known, Refused) else "system"
     message = scrub(known.one_line())
     info = m.ErrorInfo(type=known.type_name, kind=kind, message=message, where=activity.info().activity_type)

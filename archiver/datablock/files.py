@@ -155,7 +155,7 @@ def compress_lines(lines: Iterable[bytes]) -> Iterator[bytes]:
     yield packer.compress(b"\n".join(held) + b"\n" if held else b"") + packer.flush()
 
 
-def decompress_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
+def decompress_lines(chunks: Iterable[bytes | bytearray | memoryview]) -> Iterator[bytes]:
     """The inverse of ``compress_lines``, in bounded memory. Raises ``OwnFault`` if it is not such a list or is cut off."""
     unpacker = zlib.decompressobj(31)
     rest = b""
@@ -176,7 +176,7 @@ def decompress_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
         raise OwnFault("a list of files is cut off, or something follows it", retryable=False)
 
 
-def read_lines(chunks: Iterable[bytes], kind: type[F]) -> Iterator[F]:
+def read_lines(chunks: Iterable[bytes | bytearray | memoryview], kind: type[F]) -> Iterator[F]:
     """The inverse of ``write_lines``."""
     for line in decompress_lines(chunks):
         yield kind.from_line(line)

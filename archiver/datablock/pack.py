@@ -148,7 +148,7 @@ class Packed:
             self._progress.advance(len(chunk))
         if size != file.size:
             raise SourceChanged(
-                f"file {ascii(file.path)} changed while it was read",
+                f"file {file.path!a} changed while it was read",
                 expected=f"{file.size} B",
                 found=f"{'more than ' if size > file.size else ''}{min(size, file.size)} B",
                 next_step="let the files rest, then submit the job again",
@@ -158,7 +158,7 @@ class Packed:
             )
         if theirs is not None and file.chk is not None and theirs.hexdigest() != file.chk.strip().lower():
             raise ChecksumDiffers(
-                f"file {ascii(file.path)} has not the checksum that the catalogue gives",
+                f"file {file.path!a} has not the checksum that the catalogue gives",
                 expected=f"{file.chk_alg} {file.chk}"[:200],
                 found=f"{file.chk_alg} {theirs.hexdigest()}",
                 next_step="find out which of the two is right, correct it, then submit the job again",

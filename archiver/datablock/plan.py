@@ -227,7 +227,7 @@ def _possible(catalogue: Iterable[CatalogueFile], pid: str) -> Iterator[Catalogu
             chain.pop()
         if chain and chain[-1] == file.path:
             raise DuplicatePath(
-                f"the catalogue lists {ascii(file.path)} of dataset {pid} twice",
+                f"the catalogue lists {file.path!a} of dataset {pid} twice",
                 expected="each path once",
                 found="two files of one path",
                 next_step="correct the origdatablocks, then submit the job again",
@@ -237,9 +237,9 @@ def _possible(catalogue: Iterable[CatalogueFile], pid: str) -> Iterator[Catalogu
         for shorter in chain:
             if file.path[len(shorter)] == "/":
                 raise PathCollision(
-                    f"the catalogue lists {ascii(shorter)} of dataset {pid} as a file and as a folder",
+                    f"the catalogue lists {shorter!a} of dataset {pid} as a file and as a folder",
                     expected="a path to be one of the two",
-                    found=f"also {ascii(file.path)}",
+                    found=f"also {file.path!a}",
                     next_step="correct the origdatablocks, then submit the job again",
                     dataset=pid,
                     file=ascii(shorter),
@@ -264,17 +264,17 @@ def _compare(
         listed_key = path_key(listed.path) if listed else None
         there_key = path_key(there.path) if there else None
         if listed is not None and (there_key is None or (listed_key is not None and listed_key < there_key)):
-            differences.add(MissingFiles, f"{ascii(listed.path)} (expected {listed.size} B, found nothing)")
+            differences.add(MissingFiles, f"{listed.path!a} (expected {listed.size} B, found nothing)")
             listed = next(catalogue, None)
         elif there is not None and (listed_key is None or (there_key is not None and there_key < listed_key)):
             if surplus != "allow":
-                differences.add(SurplusFiles, f"{ascii(there.path)} ({there.size} B, not in the catalogue)")
+                differences.add(SurplusFiles, f"{there.path!a} ({there.size} B, not in the catalogue)")
             there = next(source, None)
         else:
             assert listed is not None  # noqa: S101
             assert there is not None  # noqa: S101
             if listed.size != there.size:
-                text = f"{ascii(listed.path)} (expected {listed.size} B, found {there.size} B)"
+                text = f"{listed.path!a} (expected {listed.size} B, found {there.size} B)"
                 differences.add(FileDiffers, text)
             else:
                 yield PlannedFile.of(listed, there.version)

@@ -111,8 +111,8 @@ class _Files:
     def begin(self, path: str, size: int, offset: int) -> None:
         file = next(self._expected, None)
         if file is None or (file.path, file.size, file.offset) != (path, size, offset):
-            wanted = f"{ascii(file.path)} of {file.size} B at {file.offset}" if file else "the end"
-            raise _Different(f"{wanted} expected, found {ascii(path[:200])} of {size} B at {offset}")
+            wanted = f"{file.path!a} of {file.size} B at {file.offset}" if file else "the end"
+            raise _Different(f"{wanted} expected, found {path[:200]!a} of {size} B at {offset}")
         self._file = file
         self._hash = hashlib.sha256()
 
@@ -123,14 +123,14 @@ class _Files:
         assert self._file is not None  # noqa: S101
         if self._hash.hexdigest() != self._file.sha256:
             raise _Different(
-                f"file {ascii(self._file.path)} with SHA-256 {self._file.sha256} expected, found {self._hash.hexdigest()}"
+                f"file {self._file.path!a} with SHA-256 {self._file.sha256} expected, found {self._hash.hexdigest()}"
             )
         self.count += 1
         self.size_bytes += self._file.size
 
     def close(self) -> None:
         if (missing := next(self._expected, None)) is not None:
-            raise _Different(f"{ascii(missing.path)} expected, found the end")
+            raise _Different(f"{missing.path!a} expected, found the end")
 
 
 def _pass(
@@ -235,7 +235,7 @@ class _GzipMembers(_Members):
         super()._begin()
         from zlib_ng import zlib_ng
 
-        self._error: type[Exception] = zlib_ng.error
+        self._error: Any = zlib_ng.error
         self._unpacker = zlib_ng.decompressobj(31)
 
     def _decode(self, piece: memoryview) -> None:
@@ -265,7 +265,7 @@ class _ZstdMembers(_Members):
         super()._begin()
         import zstandard
 
-        self._error: type[Exception] = zstandard.ZstdError
+        self._error: Any = zstandard.ZstdError
         self._unpacker = zstandard.ZstdDecompressor().decompressobj()
 
     def _decode(self, piece: memoryview) -> None:

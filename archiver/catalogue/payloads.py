@@ -1,0 +1,197 @@
+"""Every payload we send to SciCat, made by pure functions; tests hold them against the generated SDK of two versions.
+
+Field names and the strings of archiveStatusMessage are SciCat's own: the web UI derives its tabs from them (contract 2.4).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Any
+
+from archiver import model as m
+from archiver.catalogue.records import Dataset, Job
+from archiver.datablock.manifest import ManifestFile
+from archiver.datablock.record import DatablockRecord
+
+STARTED = "started"
+ARCHIVED = "datasetOnArchiveDisk"
+FAILED = "scheduleArchiveJobFailed"
+CONTENT = "missingFilesError"
+IN_PROGRESS = "inProgress"
+MAX_TEXT = 1000
+
+Payload = dict[str, Any]
+
+
+def create_job(job_type: str, pids: list[str], owner_group: str | None) -> Payload:
+    """``CreateJobDto``: whole datasets."""
+    payload: Payload = {
+        "type": job_type,
+        "jobParams": {"datasetList": [{"pid": pid, "files": []} for pid in pids]},
+    }
+    if owner_group:
+        payload["ownerGroup"] = owner_group
+    return payload
+
+
+def job_update(code: str, message: str, result: Payload | None = None) -> Payload:
+    """``UpdateJobDto``; the result object replaces the old one."""
+    payload: Payload = {"statusCode": code, "statusMessage": message[:MAX_TEXT]}
+    if result is not None:
+        payload["jobResultObject"] = result
+    return payload
+
+
+def job_result(message: str, request: m.FinishJobRequest) -> Payload:
+    """The job's result object: a human ``summary`` first, then counts, then each dataset's outcome, bounded."""
+    counts = request.counts
+    return {
+        "summary": message,
+        "counts": counts.model_dump(),
+        "total": request.total,
+        "datasets": [_outcome(outcome) for outcome in request.outcomes],
+        "notShown": max(0, counts.total - len(request.outcomes)),
+        "stoppedBy": request.stopped.model_dump() if request.stopped else None,
+    }
+
+
+def _outcome(outcome: m.DatasetOutcome) -> Payload:
+    entry: Payload = {"pid": outcome.pid, "outcome": outcome.outcome, "message": outcome.message}
+    if outcome.error is not None:
+        entry["error"] = {"type": outcome.error.type, "kind": outcome.error.kind}
+    if outcome.datablocks:
+        entry |= {
+            "datablocks": outcome.datablocks,
+            "files": outcome.files,
+            "sizeBytes": outcome.size_bytes,
+            "packedBytes": outcome.packed_bytes,
+        }
+    if outcome.level:
+        entry["verified"] = outcome.level
+    return entry
+
+
+def job_says(job: Job, payload: Payload) -> bool:
+    """Whether the job already says what ``payload`` would write."""
+    same = job.status_code == payload["statusCode"] and job.status_message == payload["statusMessage"]
+    return same and ("jobResultObject" not in payload or job.result == payload["jobResultObject"])
+
+
+def lifecycle_started(job_id: str) -> Payload:
+    """Before anything else: SciCat itself no longer marks a dataset when its job is made (contract 1.8)."""
+    return {
+        "archivable": False,
+        "archiveStatusMessage": STARTED,
+        "archiveReturnMessage": {"summary": "Being archived.", "job": job_id, "since": _now()},
+    }
+
+
+def lifecycle_archived(request: m.FinishDatasetRequest, storage_location: str) -> Payload:
+    """After everything is true (P2)."""
+    summary = (
+        f"Archived: {request.files} files in {request.datablocks} datablocks, verified at level {request.level!r}."
+    )
+    return {
+        "archivable": False,
+        "retrievable": True,
+        "archiveStatusMessage": ARCHIVED,
+        "storageLocation": storage_location,
+        "archiveReturnMessage": {
+            "summary": summary,
+            "job": request.job_id,
+            "datablocks": request.datablocks,
+            "files": request.files,
+            "sizeBytes": request.size_bytes,
+            "packedBytes": request.packed_bytes,
+            "verified": request.level,
+        },
+    }
+
+
+def lifecycle_failed(request: m.FailDatasetRequest, *, archivable: bool) -> Payload:
+    """Why it was not archived. A stopped dataset is archivable again and says who stopped it."""
+    message: Payload = {"job": request.job_id, "when": _now()}
+    if request.stopped is not None and request.error is None:
+        status = "datasetCreated"
+        message = {
+            "summary": f"Archiving was stopped by {request.stopped.who}: {request.stopped.reason}"[:MAX_TEXT],
+            "stoppedBy": request.stopped.who,
+            "reason": request.stopped.reason[:MAX_TEXT],
+            **message,
+        }
+        return {"archivable": True, "archiveStatusMessage": status, "archiveReturnMessage": message}
+    error = request.error or m.ErrorInfo()
+    status = CONTENT if error.kind == "content" else FAILED
+    message = {
+        "summary": error.message[:MAX_TEXT],
+        "error": {"type": error.type, "kind": error.kind, "step": error.where},
+        **message,
+    }
+    return {"archivable": archivable, "archiveStatusMessage": status, "archiveReturnMessage": message}
+
+
+def counters(packed_size: int, files_archived: int) -> Payload:
+    """The dataset's own sums (contract 2.6)."""
+    return {"packedSize": packed_size, "numberOfFilesArchived": files_archived}
+
+
+def version_text(record: DatablockRecord, format: str) -> str:
+    """SciCat has no field for the datablock's own checksum and level, so they stand in ``version`` (contract 3.1)."""
+    return f"{format}/1 sha256:{record.sha256} verified:{record.level}"
+
+
+def datablock(
+    dataset: Dataset, record: DatablockRecord, files: Iterable[ManifestFile], *, archive_id: str, format: str
+) -> Payload:
+    """``CreateDatablockDto`` of a verified datablock; each file with the SHA-256 of its first read."""
+    payload: Payload = {
+        "datasetId": dataset.pid,
+        "archiveId": archive_id,
+        "size": record.size_bytes,
+        "packedSize": record.packed_bytes,
+        "chkAlg": "sha256",
+        "version": version_text(record, format),
+        "dataFileList": [_data_file(file) for file in files],
+    }
+    if dataset.owner_group:
+        payload["ownerGroup"] = dataset.owner_group
+    if dataset.access_groups:
+        payload["accessGroups"] = dataset.access_groups
+    if dataset.instrument_group:
+        payload["instrumentGroup"] = dataset.instrument_group
+    return payload
+
+
+def _data_file(file: ManifestFile) -> Payload:
+    entry: Payload = {
+        "path": file.path,
+        "size": file.size,
+        "time": file.time or "1970-01-01T00:00:00.000Z",
+        "chk": file.sha256,
+    }
+    if file.uid is not None:
+        entry["uid"] = file.uid
+    if file.gid is not None:
+        entry["gid"] = file.gid
+    if file.mode is not None:
+        entry["perm"] = f"{file.mode:o}"
+    return entry
+
+
+def same_datablock(there: Payload, ours: Payload) -> bool:
+    """Whether the registered datablock is the one we would register: sizes, owner dataset, and every file's digest."""
+    if any(there.get(key) != ours[key] for key in ("datasetId", "archiveId", "size", "packedSize", "version")):
+        return False
+    listed = there.get("dataFileList")
+    if not isinstance(listed, list):
+        return False
+    return {_identity(entry) for entry in listed} == {_identity(entry) for entry in ours["dataFileList"]}
+
+
+def _identity(entry: Any) -> tuple[Any, ...]:
+    return tuple(entry.get(key) for key in ("path", "size", "chk")) if isinstance(entry, dict) else (entry,)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,189 @@
+"""SciCat's records as we read them: tolerant of fields that we do not know, strict on those that we use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from archiver.datablock.files import CatalogueFile
+from archiver.errors import CatalogueRecordInvalid
+
+MAX_SAFE_INTEGER = 2**53
+"""Above it SciCat loses precision silently (contract 3.1)."""
+
+
+class Record(BaseModel):
+    """Base: unknown fields ignored, camelCase names by alias."""
+
+    model_config = ConfigDict(extra="ignore", populate_by_name=True, frozen=True)
+
+
+class JobDataset(Record):
+    """An entry of a job's dataset list; ``files`` empty: the whole dataset."""
+
+    pid: str
+    files: list[str] = []
+
+
+class Job(Record):
+    """A job, from its v4 or v3 shape."""
+
+    id: str
+    type: str
+    status_code: str = ""
+    status_message: str = ""
+    datasets: list[JobDataset] = []
+    has_list: bool = False
+    params: dict[str, Any] = {}
+    result: dict[str, Any] = {}
+
+    @classmethod
+    def read(cls, document: dict[str, Any]) -> Job:
+        """Raises ``CatalogueRecordInvalid`` if it is no job."""
+        params = document.get("jobParams")
+        params = params if isinstance(params, dict) else {}
+        listed = params.get("datasetList", document.get("datasetList"))
+        try:
+            return cls(
+                id=document.get("id") or document.get("_id") or "",
+                type=document.get("type") or "",
+                status_code=document.get("statusCode") or document.get("jobStatusMessage") or "",
+                status_message=document.get("statusMessage") or "",
+                datasets=listed or [],
+                has_list=listed is not None,
+                params=params,
+                result=document.get("jobResultObject") or {},
+            )
+        except ValidationError as error:
+            raise _invalid(f"job {document.get('id')}", error) from None
+
+
+class Lifecycle(Record):
+    """The fields of datasetlifecycle that we use."""
+
+    archivable: bool = True
+    retrievable: bool = False
+    archive_status_message: str = Field("", alias="archiveStatusMessage")
+    archive_return_message: Any = Field(None, alias="archiveReturnMessage")
+    storage_location: str | None = Field(None, alias="storageLocation")
+
+
+class Dataset(Record):
+    """A dataset; ``raw`` is the whole document."""
+
+    pid: str
+    owner_group: str | None = Field(None, alias="ownerGroup")
+    access_groups: list[str] = Field(default_factory=list, alias="accessGroups")
+    instrument_group: str | None = Field(None, alias="instrumentGroup")
+    source_folder: str | None = Field(None, alias="sourceFolder")
+    number_of_files: int | None = Field(None, alias="numberOfFiles")
+    size: int | None = None
+    packed_size: int | None = Field(None, alias="packedSize")
+    number_of_files_archived: int | None = Field(None, alias="numberOfFilesArchived")
+    lifecycle: Lifecycle = Field(default_factory=Lifecycle, alias="datasetlifecycle")
+    raw: dict[str, Any] = {}
+
+    @classmethod
+    def read(cls, document: dict[str, Any]) -> Dataset:
+        """Raises ``CatalogueRecordInvalid`` if it is no dataset."""
+        try:
+            return cls.model_validate({**document, "raw": document})
+        except ValidationError as error:
+            raise _invalid(f"dataset {document.get('pid')}", error) from None
+
+
+class Datablock(Record):
+    """A datablock as registered, without its files."""
+
+    id: str = Field(alias="_id")
+    archive_id: str = Field(alias="archiveId")
+    dataset: str = Field("", alias="datasetId")
+    size: int
+    packed_size: int = Field(alias="packedSize")
+    version: str = ""
+    files: int = 0
+
+    @classmethod
+    def read(cls, document: dict[str, Any]) -> Datablock:
+        """Raises ``CatalogueRecordInvalid`` if it is no datablock."""
+        try:
+            files = document.get("dataFileList")
+            return cls.model_validate({**document, "files": len(files) if isinstance(files, list) else 0})
+        except ValidationError as error:
+            raise _invalid(f"datablock {document.get('archiveId')}", error) from None
+
+
+class OrigDatablock(Record):
+    """A block of a dataset's source files, as it came."""
+
+    id: str = Field(alias="_id")
+    chk_alg: str | None = Field(None, alias="chkAlg")
+    files: list[Any] = Field(default_factory=list, alias="dataFileList")
+
+    @classmethod
+    def read(cls, document: dict[str, Any]) -> OrigDatablock:
+        """Raises ``CatalogueRecordInvalid`` if it is no origdatablock."""
+        try:
+            return cls.model_validate(document)
+        except ValidationError as error:
+            raise _invalid(f"origdatablock {document.get('_id')}", error) from None
+
+    def catalogue_files(self, pid: str) -> Iterator[CatalogueFile]:
+        """Its files. Raises ``CatalogueRecordInvalid`` for an entry whose path or size cannot be."""
+        for entry in self.files:
+            if not isinstance(entry, dict) or not isinstance(entry.get("path"), str):
+                raise self._wrong(pid, "a path", repr(entry)[:200])
+            size = entry.get("size")
+            if isinstance(size, float) and size.is_integer():
+                size = int(size)
+            if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size <= MAX_SAFE_INTEGER:
+                raise self._wrong(pid, f"a size of whole bytes for {entry['path']!a}", repr(entry.get("size"))[:60])
+            yield CatalogueFile(
+                path=entry["path"],
+                size=size,
+                time=_text(entry.get("time")) or "",
+                chk=_text(entry.get("chk")),
+                chk_alg=_text(self.chk_alg) if entry.get("chk") else None,
+                mode=_mode(entry.get("perm")),
+                uid=_text(entry.get("uid")),
+                gid=_text(entry.get("gid")),
+            )
+
+    def _wrong(self, pid: str, expected: str, found: str) -> CatalogueRecordInvalid:
+        return CatalogueRecordInvalid(
+            f"origdatablock {self.id} of dataset {pid} lists a file that cannot be",
+            expected=expected,
+            found=found,
+            next_step="correct the origdatablock, then submit the job again",
+            dataset=pid,
+        )
+
+
+def _text(value: object) -> str | None:
+    return str(value) if isinstance(value, (str, int)) and not isinstance(value, bool) and value != "" else None
+
+
+def _mode(value: object) -> int | None:
+    """``perm`` is free text: octal digits are a mode, ``rw-r--r--`` and others are not believed."""
+    text = _text(value)
+    if text is None or not _is_octal(text):
+        return None
+    return int(text.removeprefix("0o"), 8) & 0o7777
+
+
+def _is_octal(text: str) -> bool:
+    """Whether ``text`` is an octal number such as ``644``, ``0644`` or ``0o100644``."""
+    digits = text.removeprefix("0o")
+    return 0 < len(digits) <= 7 and all(digit in "01234567" for digit in digits)
+
+
+def _invalid(what: str, error: ValidationError) -> CatalogueRecordInvalid:
+    first = error.errors(include_url=False, include_input=False)[0]
+    return CatalogueRecordInvalid(
+        f"SciCat's record of {what} is not as expected",
+        expected=f"field {'.'.join(str(part) for part in first['loc'])}: {first['msg']}"[:200],
+        found="another value",
+        next_step="correct the record in SciCat, then submit the job again",
+    )

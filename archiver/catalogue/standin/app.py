@@ -1,0 +1,668 @@
+"""The stand-in's HTTP edge: which path does what, who may, and which trap is where (numbers: scicat-contract.md)."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import unquote
+from uuid import uuid4
+
+import httpx
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+
+from archiver.catalogue.standin.schema import (
+    LIFECYCLE_DEFAULTS,
+    Problem,
+    check,
+    check_create_job,
+    check_lifecycle,
+)
+from archiver.catalogue.standin.store import Document, Store, matches, ordered
+
+MAX_BODY = 16 * 2**20
+NESTED_LIMIT = 100
+V3_LIMIT = 100
+V4_LIMIT = 10
+
+
+@dataclass
+class Account:
+    """A user. ``admin``: ADMIN_GROUPS and DELETE_GROUPS; others belong to ``groups``."""
+
+    name: str
+    password: str
+    groups: tuple[str, ...] = ()
+    admin: bool = False
+
+
+@dataclass
+class Fault:
+    """What befalls the next ``times`` calls that match: an error instead, or the call done and its answer lost."""
+
+    method: str
+    path: str
+    times: int = 1
+    status: int = 500
+    body: Any = None
+    execute: bool = False
+    hang_seconds: float = 0
+    raw: bytes | None = None
+
+
+@dataclass
+class StandInSettings:
+    """How the stand-in is set up."""
+
+    db: str = ":memory:"
+    accounts: list[Account] = field(default_factory=lambda: [Account("archiver", "archiver", admin=True)])
+    token_seconds: float = 3600
+    pid_prefix: str = "20.500.12345"
+    job_types: tuple[str, ...] = ("archive", "retrieve", "public")
+    webhook_url: str = ""
+    webhook_auth: str = ""
+
+
+class StandIn:
+    """State and behaviour; ``log``, ``faults`` and ``mails`` are for tests."""
+
+    def __init__(self, settings: StandInSettings) -> None:
+        self.settings = settings
+        self.store = Store(settings.db)
+        self.accounts = {account.name: account for account in settings.accounts}
+        self.tokens: dict[str, tuple[str, float]] = {}
+        self.log: list[tuple[str, str, int]] = []
+        self.faults: list[Fault] = []
+        self.mails: list[tuple[str, str]] = []
+        """Job id and status code of every update: SciCat runs its update actions (mails) at each (1.2, 9.1)."""
+
+    # --- who ------------------------------------------------------------------------------------------------------------
+
+    def account(self, request: Request) -> Account | None:
+        """A bad or expired token is not refused: the request is anonymous (4)."""
+        header = request.headers.get("authorization", "")
+        token = header.removeprefix("Bearer ") if header.startswith("Bearer ") else ""
+        name, until = self.tokens.get(token, ("", 0.0))
+        return self.accounts.get(name) if time.time() < until else None
+
+    def may_read(self, account: Account | None, document: Document) -> bool:
+        """Admins read all, others what is of their groups, anonymous callers nothing."""
+        if account is None:
+            return False
+        groups = {document.get("ownerGroup"), *(document.get("accessGroups") or [])}
+        return account.admin or bool(groups & set(account.groups))
+
+    def login(self, body: Any) -> tuple[int, Any]:
+        """3 fields that matter, and 201 (4)."""
+        account = self.accounts.get(str(body.get("username"))) if isinstance(body, dict) else None
+        if account is None or not secrets.compare_digest(account.password, str(body.get("password"))):
+            return 401, {"message": "Unauthorized", "statusCode": 401}
+        token = secrets.token_urlsafe(32)
+        self.tokens[token] = (account.name, time.time() + self.settings.token_seconds)
+        life = self.settings.token_seconds
+        return 201, {
+            "access_token": token,
+            "id": token,
+            "expires_in": life,
+            "ttl": life,
+            "created": now(),
+            "userId": account.name,
+            "user": {"username": account.name},
+        }
+
+
+Handler = Callable[[StandIn, Request, Any], Awaitable[tuple[int, Any]]]
+
+
+def now() -> str:
+    """ISO 8601 UTC with milliseconds and Z (1.2)."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
+
+
+def object_id() -> str:
+    """A 24-digit id like Mongo's: grows with time."""
+    return f"{int(time.time()):08x}{secrets.token_hex(8)}"
+
+
+def forbidden() -> Problem:
+    """403, also for the anonymous: there is no 401 (4)."""
+    return Problem(403, {"message": "Forbidden resource", "error": "Forbidden", "statusCode": 403})
+
+
+def parse_json(text: str | None) -> dict[str, Any]:
+    """A JSON query parameter."""
+    if not text:
+        return {}
+    try:
+        value = json.loads(text)
+    except ValueError:
+        raise Problem(400, {"message": "Invalid JSON in filter", "error": "Bad Request", "statusCode": 400}) from None
+    return value if isinstance(value, dict) else {}
+
+
+# --- jobs -----------------------------------------------------------------------------------------------------------------
+
+
+async def create_job(app: StandIn, request: Request, body: Any) -> tuple[int, Any]:
+    """1.2, 1.3, 1.5: v4 or v3 shape; the webhook is called inside, and its failure leaves the job behind (1.8)."""
+    account = app.account(request)
+    if account is None:
+        raise forbidden()
+    v4 = request.path_params["version"] == "v4"
+    fields = check_create_job(body, v4=v4, types=app.settings.job_types)
+    for entry in fields["jobParams"].get("datasetList", []):
+        dataset = app.store.get("datasets", entry["pid"])
+        if dataset is None or not app.may_read(account, dataset):
+            raise Problem(400, {"status": 400, "message": f"Dataset with pid {entry['pid']} does not exist."})
+        blocks = app.store.all("origdatablocks", entry["pid"])[:NESTED_LIMIT]
+        paths = {file.get("path") for block in blocks for file in block["dataFileList"]}
+        if missing := [path for path in entry["files"] if path not in paths]:
+            raise Problem(
+                400, {"status": 400, "message": "At least one requested file could not be found.", "error": missing}
+            )
+    if not account.admin and not fields.get("ownerGroup"):
+        raise Problem(400, {"status": 400, "message": "Invalid new job. Owner group should be specified."})
+    job_id = str(uuid4())
+    job = {
+        "id": job_id,
+        "_id": job_id,
+        "statusCode": "jobSubmitted",
+        "statusMessage": "Job submitted.",
+        "jobResultObject": {},
+        "configVersion": "v1.0",
+        "createdBy": account.name,
+        "updatedBy": account.name,
+        "createdAt": now(),
+        "updatedAt": now(),
+        "accessGroups": [],
+        "isPublished": False,
+        "__v": 0,
+        **fields,
+    }
+    app.store.insert("jobs", job_id, job)
+    if app.settings.webhook_url:
+        await call_webhook(app, job)
+    return 201, job if v4 else v3_job(job)
+
+
+async def call_webhook(app: StandIn, job: Document) -> None:
+    """1.8: no retry; a failure is the caller's answer, and the job stays."""
+    settings = app.settings
+    headers = {"Authorization": settings.webhook_auth} if settings.webhook_auth else {}
+    try:
+        async with httpx.AsyncClient(trust_env=False, timeout=None) as http:
+            answer = await http.post(settings.webhook_url, json={"id": job["id"], "type": job["type"]}, headers=headers)
+    except httpx.HTTPError as error:
+        raise Problem(400, {"status": 400, "message": f"A remote URL call failed: {type(error).__name__}"}) from None
+    if not answer.is_success:
+        text = f"A remote URL call failed with response: {answer.status_code}"
+        raise Problem(answer.status_code, {"status": answer.status_code, "message": text})
+
+
+def v3_job(job: Document) -> Document:
+    """1.5."""
+    params = dict(job["jobParams"])
+    listed = params.pop("datasetList", [])
+    return {
+        "id": job["id"],
+        "type": job["type"],
+        "creationTime": job["createdAt"],
+        "jobStatusMessage": job["statusCode"],
+        "emailJobInitiator": job.get("contactEmail"),
+        "datasetList": listed,
+        "executionTime": params.get("executionTime"),
+        "jobParams": {**params, "username": job.get("ownerUser")},
+        "jobResultObject": job["jobResultObject"],
+    }
+
+
+def job_or_400(app: StandIn, request: Request) -> Document:
+    """An unknown job is a 400, not a 404 (1.2)."""
+    if app.account(request) is None:
+        raise forbidden()
+    job = app.store.get("jobs", request.path_params["id"])
+    if job is None:
+        raise Problem(400, {"status": 400, "message": "Invalid job id."})
+    return job
+
+
+async def get_job(app: StandIn, request: Request, body: Any) -> tuple[int, Any]:
+    """1.1."""
+    job = job_or_400(app, request)
+    return 200, job if request.path_params["version"] == "v4" else v3_job(job)
+
+
+async def patch_job(app: StandIn, request: Request, body: Any) -> tuple[int, Any]:
+    """1.2: any transition goes, the result object is replaced, and every write runs the update actions again."""
+    account = app.account(request)
+    if account is None or not account.admin:
+        raise forbidden()
+    job = job_or_400(app, request)
+    if request.path_params["version"] == "v4":
+        needed, optional = {"statusCode": str, "statusMessage": str}, {"jobResultObject": dict}
+        fields = check(body, needed=needed, optional=optional)
+    else:
+        optional = {"jobStatusMessage": str, "jobResultObject": dict, "executionTime": str}
+        fields = check(body, needed={}, optional=optional)
+        if "jobStatusMessage" in fields:
+            fields["statusCode"] = fields["statusMessage"] = fields.pop("jobStatusMessage")
+    job |= fields | {"updatedAt": now(), "updatedBy": account.name}
+    app.store.put("jobs", job["id"], job)
+    app.mails.append((job["id"], job["statusCode"]))
+    return 200, job
+
+
+async def list_jobs(app: StandIn, request: Request, body: Any) -> tuple[int, Any]:
+    """1.6: v4 limits before it skips, ignores limits.sort, takes a top-level sort; v3 refuses where and limits."""
+    query = parse_json(request.query_params.get("filter"))
+    if request.path_params["version"] == "v3" and query:
+        raise Problem(400, {"message": ["property where should not exist"], "error": "Bad Request", "statusCode": 400})
+    if unknown := set(query) - {"where", "fields", "include", "limits", "sort"}:
+        raise Problem(400, {"message": [f"property {sorted(unknown)[0]} should not exist"], "error": "Bad Request"})
+    account = app.account(request)
+    found = [
+        job
+        for job in app.store.all("jobs")
+        if account is not None and (account.admin or job["createdBy"] == account.name)
+    ]
+    found = ordered([job for job in found if matches(job, query.get("where"))], query.get("sort"))
+    limits = query.get("limits") or {}
+    if "limit" in limits:
+        found = found[: int(limits["limit"])]
+    found = found[int(limits.get("skip", 0)) :]
+    if fields := query.get("fields"):
+        found = [{key: value for key, value in job.items() if key in fields or key == "_id"} for job in found]
+    return 200, found
+
+
+# --- datasets ---------------------------------------------------------------------------------------------------------------
+
+
+async def create_dataset(app: StandIn, request: Request, body: Any) -> tuple[int, Any]:
+    """2.1: the pid is the server's, or the caller's where it may give one."""
+    account = app.account(request)
+    if account is None:
+        raise forbidden()
+    if not isinstance(body, dict) or not body.get("ownerGroup"):
+        raise Problem(400, {"message": ["ownerGroup must be a string"], "error": "Bad Request", "statusCode": 400})
+    pid = str(body.get("pid") or f"{app.settings.pid_prefix}/{uuid4()}")
+    dataset = {
+        "accessGroups": [],
+        "numberOfFiles": 0,
+        "size": 0,
+        "packedSize": 0,
+        "numberOfFilesArchived": 0,
+        "createdAt": now(),
+        "createdBy": account.name,
+        **body,
+        "pid": pid,
+        "_id": pid,
+        "updatedAt": now(),
+        "datasetlifecycle": LIFECYCLE_DEFAULTS | (body.get("datasetlifecycle") or {}),
+    }
+    if not app.store.insert("datasets", pid, dataset):
+        raise Problem(409, {"message": f"A dataset with pid {pid} exists", "statusCode": 409})
+    return 201, dataset
+
+
+def dataset_or_404(app: StandIn, request: Request) -> Document:
+    """A dataset the caller may read."""
+    account = app.account(request)
+    if account is None:
+        raise forbidden()
+    dataset = app.store.get("datasets", request.path_params["pid"])
+    if dataset is None:
+        raise Problem(404, {"message": "Dataset not found", "error": "Not Found", "statusCode": 404})
+    if not app.may_read(account, dataset):
+        raise forbidden()
+    return dataset
+
+
+async def get_dataset(app: StandIn, request: Request, body: Any) -> tuple[int, Any]:
+    """v3 and v4 alike."""
+    return 200, dataset_or_404(app, request)
+
+
+async def list_datasets(app: StandIn, request: Request, body: Any) -> tuple[int, Any]:
+    """4: without rights 200 and an empty list on v3, 403 on v4."""
+    account = app.account(request)
+    v4 = request.path_params["version"] == "v4"
+    if account is None and v4:
+        raise forbidden()
+    query = parse_json(request.query_params.get("filter"))
+    found = [
+        one for one in app.store.all("datasets") if app.may_read(account, one) and matches(one, query.get("where"))
+    ]
+    return 200, page(found, query, V4_LIMIT if v4 else V3_LIMIT)
+
+
+async def patch_dataset(app: StandIn, request: Request, body: Any) -> tuple[int, Any]:
+    """2.3: with plain JSON a datasetlifecycle given here replaces the whole, refilled with defaults; 4: admins only."""
+    account = app.account(request)
+    dataset = dataset_or_404(app, request)
+    if account is None or not account.admin:
+        raise forbidden()
+    if not isinstance(body, dict) or not body:
+        raise Problem(400, {"message": ["body must not be empty"], "error": "Bad Request", "statusCode": 400})
+    if unknown := [key for key in body if key not in dataset and key not in ("packedSize", "keywords", "description")]:
+        raise Problem(
+            400, {"message": [f"property {unknown[0]} should not exist"], "error": "Bad Request", "statusCode": 400}
+        )
+    if "datasetlifecycle" in body:
+        merges = request.headers.get("content-type", "").startswith("application/merge-patch+json")
+        kept = dataset["datasetlifecycle"] if merges and request.path_params["version"] == "v4" else LIFECYCLE_DEFAULTS
+        body = {**body, "datasetlifecycle": {**kept, **check_lifecycle(body["datasetlifecycle"])}}
+    dataset |= body | {"updatedAt": now()}
+    app.store.put("datasets", dataset["pid"], dataset)
+    return 200, dataset
+
+
+async def patch_lifecycle(app: StandIn, request: Request, body: Any) -> tuple[int, Any]:
+    """2.3: any subset, flat; null is the default; owners may, if they may create datasets (here: never)."""
+    account = app.account(request)
+    dataset = dataset_or_404(app, request)
+    if account is None or not account.admin:
+        raise forbidden()
+    for key, value in check_lifecycle(body).items():
+        dataset["datasetlifecycle"][key] = LIFECYCLE_DEFAULTS.get(key) if value is None else value
+    dataset["updatedAt"] = now()
+    app.store.put("datasets", dataset["pid"], dataset)
+    return 200, dataset["datasetlifecycle"]
+
+
+# --- origdatablocks and datablocks ----------------------------------------------------------------------------------------------
+
+_DATAFILE = {"path": str, "size": (int, float), "time": str}
+_DATAFILE_MORE = {"chk": str, "uid": str, "gid": str, "perm": str, "type": str, "metadata": dict}
+_GROUPS = {"chkAlg": str, "ownerGroup": str, "accessGroups": list, "instrumentGroup": str, "isPublished": bool}
+
+
+def check_files(listed: Any) -> None:
+    """3.1."""
+    if not isinstance(listed, list) or not listed:
+        raise Problem(400, {"message": ["dataFileList should not be empty"], "error": "Bad Request", "statusCode": 400})
+    for entry in listed:
+        check(entry, needed=_DATAFILE, optional=_DATAFILE_MORE)
+
+
+async def create_origdatablock(app: StandIn, request: Request, body: Any) -> tuple[int, Any]:
+    """3.1; 2.6: the dataset's size is then summed over its first 100 blocks only."""
+    account = app.account(request)
+    if account is None:
+        raise forbidden()
+    fields = check(body, needed={"datasetId": str, "size": int, "dataFileList": list}, optional=_GROUPS)
+    check_files(fields["dataFileList"])
+    dataset = app.store.get("datasets", fields["datasetId"])
+    if dataset is None:
+        raise Problem(400, {"message": "Invalid datasetId", "error": "Bad Request", "statusCode": 400})
+    if not app.may_read(account, dataset):
+        raise forbidden()
+    block = stored_block(fields, dataset)
+    app.store.insert("origdatablocks", block["_id"], block, parent=dataset["pid"])
+    first = app.store.all("origdatablocks", dataset["pid"])[:NESTED_LIMIT]
+    dataset["size"] = sum(one["size"] for one in first)
+    dataset["numberOfFiles"] = sum(len(one["dataFileList"]) for one in first)
+    app.store.put("datasets", dataset["pid"], dataset)
+    return 201, block
+
+
+def stored_block(fields: Document, dataset: Document | None) -> Document:
+    """A block as SciCat stores it: ids for itself and each file (3.1)."""
+    key = object_id()
+    groups = {name: (dataset or {}).get(name) for name in ("ownerGroup", "accessGroups")}
+    files = [{**entry, "_id": (made := object_id()), "id": made} for entry in fields["dataFileList"]]
+    return {**groups, **fields, "dataFileList": files, "_id": key, "id": key, "createdAt": now(), "updatedAt": now()}
+
+
+def page(found: list[Document], query: dict[str, Any], default: int) -> list[Document]:
+    """3.3: silently stops at the default limit."""
+    limits = query.get("limits") or {}
+    found = ordered(found, limits.get("order") or limits.get("sort"))
+    skip = int(limits.get("skip", 0))
+    found = found[skip : skip + int(limits.get("limit", default))]
+    if fields := query.get("fields"):
+        found = [{key: value for key, value in one.items() if key in fields or key == "_id"} for one in found]
+    return found
+
+
+async def list_blocks(app: StandIn, request: Request, body: Any) -> tuple[int, Any]:
+    """3.3: without rights 200 and an empty list; datablocks have no v4 (404); limits of 100 (v3) and 10 (v4)."""
+    collection, v4 = request.path_params["blocks"], request.path_params["version"] == "v4"
+    if collection == "datablocks" and v4:
+        raise not_found(request)
+    account = app.account(request)
+    query = parse_json(request.query_params.get("filter"))
+    where = query.get("where") or {}
+    parent = where.get("datasetId") if isinstance(where.get("datasetId"), str) else None
+    documents = app.store.all(collection, parent)
+    return 200, page(
+        [one for one in documents if app.may_read(account, one) and matches(one, where)],
+        query,
+        V4_LIMIT if v4 else V3_LIMIT,
+    )
+
+
+async def nested_blocks(app: StandIn, request: Request, body: Any) -> tuple[int, Any]:
+    """3.3: no paging, silently stops at 100; 403 without rights."""
+    dataset = dataset_or_404(app, request)
+    return 200, app.store.all(request.path_params["blocks"], dataset["pid"])[:NESTED_LIMIT]
+
+
+async def count_blocks(app: StandIn, request: Request, body: Any) -> tuple[int, Any]:
+    """3.3: the only true number."""
+    dataset = dataset_or_404(app, request)
+    return 200, {"count": len(app.store.all(request.path_params["blocks"], dataset["pid"]))}
+
+
+async def create_block(app: StandIn, request: Request, body: Any) -> tuple[int, Any]:
+    """POST at top level, of either kind."""
+    if request.path_params["blocks"] == "origdatablocks":
+        return await create_origdatablock(app, request, body)
+    if request.path_params["version"] == "v4":
+        raise not_found(request)
+    return create_datablock(app, request, body, nested=False)
+
+
+async def create_nested_datablock(app: StandIn, request: Request, body: Any) -> tuple[int, Any]:
+    """3.1: the nested form has no datasetId; 3.5: a duplicate is a 500 here."""
+    if request.path_params["blocks"] != "datablocks":
+        raise not_found(request)
+    if isinstance(body, dict) and "datasetId" in body:
+        raise Problem(
+            400, {"message": ["property datasetId should not exist"], "error": "Bad Request", "statusCode": 400}
+        )
+    return create_datablock(app, request, {**(body or {}), "datasetId": request.path_params["pid"]}, nested=True)
+
+
+def create_datablock(app: StandIn, request: Request, body: Any, *, nested: bool) -> tuple[int, Any]:
+    """3.5: archiveId is unique over all; the dataset need not exist; its counters grow, not atomically (2.6)."""
+    account = app.account(request)
+    if account is None or not account.admin:
+        raise forbidden()
+    needed = {"datasetId": str, "archiveId": str, "size": int, "packedSize": int, "version": str, "dataFileList": list}
+    fields = check(body, needed=needed, optional=_GROUPS)
+    check_files(fields["dataFileList"])
+    dataset = app.store.get("datasets", fields["datasetId"])
+    block = stored_block(fields, dataset)
+    if not app.store.insert("archiveIds", fields["archiveId"], {"_id": block["_id"]}):
+        if nested:
+            raise Problem(500, "Internal server error")
+        raise Problem(409, {"message": "archiveId must be unique", "error": "Conflict", "statusCode": 409})
+    app.store.insert("datablocks", block["_id"], block, parent=fields["datasetId"])
+    if dataset is not None:
+        dataset["packedSize"] = (dataset.get("packedSize") or 0) + block["packedSize"]
+        dataset["numberOfFilesArchived"] = (dataset.get("numberOfFilesArchived") or 0) + len(block["dataFileList"])
+        app.store.put("datasets", dataset["pid"], dataset)
+    return 201, block
+
+
+async def one_block(app: StandIn, request: Request, body: Any) -> tuple[int, Any]:
+    """GET of a datablock by id returns a wrong document (3.3); DELETE corrects the counters (3.6)."""
+    if app.account(request) is None:
+        raise forbidden()
+    collection, key = request.path_params["blocks"], request.path_params["id"]
+    if request.method == "GET":
+        if collection == "datablocks":
+            first = app.store.all("datablocks")
+            return 200, first[0] if first else None
+        return 200, app.store.get(collection, key)
+    account = app.account(request)
+    if account is None or not account.admin:
+        raise forbidden()
+    block = app.store.get(collection, key)
+    if block is None:
+        raise Problem(404, {"message": f"{collection[:-1]} {key} not found", "error": "Not Found", "statusCode": 404})
+    app.store.delete(collection, key)
+    dataset = app.store.get("datasets", block["datasetId"])
+    if collection == "datablocks":
+        app.store.delete("archiveIds", block["archiveId"])
+        if dataset is not None:
+            dataset["packedSize"] -= block["packedSize"]
+            dataset["numberOfFilesArchived"] -= len(block["dataFileList"])
+            app.store.put("datasets", dataset["pid"], dataset)
+    return 200, block
+
+
+# --- account and health ------------------------------------------------------------------------------------------------------------
+
+
+async def login(app: StandIn, request: Request, body: Any) -> tuple[int, Any]:
+    """4."""
+    return app.login(body)
+
+
+async def old_login(app: StandIn, request: Request, body: Any) -> tuple[int, Any]:
+    """4: answers 201 with an empty body."""
+    return 201, None
+
+
+async def whoami(app: StandIn, request: Request, body: Any) -> tuple[int, Any]:
+    """4: 200 and an empty body for the anonymous."""
+    account = app.account(request)
+    if account is None:
+        return 200, None
+    groups = [*account.groups, *(("admin", "archivemanager") if account.admin else ())]
+    return 200, {"username": account.name, "currentGroups": groups}
+
+
+async def health(app: StandIn, request: Request, body: Any) -> tuple[int, Any]:
+    """5."""
+    return 200, {
+        "status": "ok",
+        "info": {"mongodb": {"status": "up"}},
+        "error": {},
+        "details": {"mongodb": {"status": "up"}},
+    }
+
+
+def not_found(request: Request) -> Problem:
+    """As the framework says it, also for an unencoded slash in a pid (2.1)."""
+    text = f"Cannot {request.method} {request.url.path}"
+    return Problem(404, {"message": text, "error": "Not Found", "statusCode": 404})
+
+
+_P = "/api/{version}"
+_ROUTES: list[tuple[str, str, Handler]] = [
+    ("GET", "/api/v3/health", health),
+    ("POST", "/api/v3/auth/login", login),
+    ("POST", "/api/v3/auth/ldap", login),
+    ("POST", "/api/v3/auth/msad", login),
+    ("GET", "/api/v3/auth/whoami", whoami),
+    ("POST", "/api/v3/users/login", old_login),
+    ("POST", _P + "/jobs", create_job),
+    ("GET", _P + "/jobs", list_jobs),
+    ("GET", _P + "/jobs/{id}", get_job),
+    ("PATCH", _P + "/jobs/{id}", patch_job),
+    ("POST", _P + "/datasets", create_dataset),
+    ("GET", _P + "/datasets", list_datasets),
+    ("GET", _P + "/datasets/{pid}", get_dataset),
+    ("PATCH", _P + "/datasets/{pid}", patch_dataset),
+    ("PATCH", _P + "/datasets/{pid}/datasetlifecycle", patch_lifecycle),
+    ("GET", "/api/v3/datasets/{pid}/{blocks}/count", count_blocks),
+    ("GET", "/api/v3/datasets/{pid}/{blocks}", nested_blocks),
+    ("POST", "/api/v3/datasets/{pid}/{blocks}", create_nested_datablock),
+    ("POST", _P + "/{blocks}", create_block),
+    ("GET", _P + "/{blocks}", list_blocks),
+    ("GET", _P + "/{blocks}/{id}", one_block),
+    ("DELETE", _P + "/{blocks}/{id}", one_block),
+]
+_COMPILED = [
+    (method, re.compile("(?i)" + re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", pattern) + "/?$"), handler)
+    for method, pattern, handler in _ROUTES
+]
+
+
+def create_app(settings: StandInSettings | None = None) -> Starlette:
+    """The ASGI application; ``app.state.standin`` is its ``StandIn``."""
+    standin = StandIn(settings or StandInSettings())
+
+    async def serve(request: Request) -> Response:
+        # Percent-encoded slashes must stay inside a segment, so the raw path is matched (2.1).
+        path = request.scope.get("raw_path", b"").split(b"?")[0].decode("ascii", "replace") or request.url.path
+        answer = await _answer(standin, request, path)
+        standin.log.append((request.method, unquote(path), answer.status_code))
+        return answer
+
+    application = Starlette(routes=[Route("/{path:path}", serve, methods=["GET", "POST", "PATCH", "DELETE", "PUT"])])
+    application.state.standin = standin
+    return application
+
+
+async def _answer(standin: StandIn, request: Request, path: str) -> Response:
+    data = await request.body()
+    fault = next(
+        (one for one in standin.faults if one.method == request.method and re.search(one.path, unquote(path))), None
+    )
+    if fault is not None:
+        fault.times -= 1
+        if fault.times <= 0:
+            standin.faults.remove(fault)
+        if fault.hang_seconds:
+            await asyncio.sleep(fault.hang_seconds)
+        if fault.execute:
+            await _do(standin, request, path, data)
+        if fault.raw is not None:
+            return Response(fault.raw, status_code=fault.status, media_type="text/html")
+        if not fault.hang_seconds:
+            return _response(fault.status, fault.body if fault.body is not None else "Internal server error")
+    return await _do(standin, request, path, data)
+
+
+async def _do(standin: StandIn, request: Request, path: str, data: bytes) -> Response:
+    try:
+        if len(data) > MAX_BODY:
+            raise Problem(500, "Internal server error")
+        body = json.loads(data) if data else None
+        for method, pattern, handler in _COMPILED:
+            match = pattern.fullmatch(path)
+            if method == request.method and match:
+                found = {key: unquote(value) for key, value in match.groupdict().items()}
+                found["version"] = found.get("version", "v3").lower()
+                if "blocks" in found:
+                    found["blocks"] = found["blocks"].lower()
+                    if found["blocks"] not in ("datablocks", "origdatablocks"):
+                        continue
+                if found["version"] not in ("v3", "v4"):
+                    continue
+                request.scope["path_params"] = found
+                return _response(*await handler(standin, request, body))
+        raise not_found(request)
+    except Problem as problem:
+        return _response(problem.status, problem.body)
+    except ValueError:
+        return _response(400, {"message": "Unexpected token in JSON", "error": "Bad Request", "statusCode": 400})
+
+
+def _response(status: int, body: Any) -> Response:
+    if body is None:
+        return PlainTextResponse("", status_code=status)
+    return Response(json.dumps(body), status_code=status, media_type="application/json")

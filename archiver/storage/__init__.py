@@ -1,0 +1,1 @@
+"""Object stores, landing zones, and the long-term storage."""

@@ -1,0 +1,562 @@
+"""The long-term storage: a protocol, and its implementation on a mounted file system (tape front end, NFS, disk).
+
+What stands where: docs/architecture.md. The rules: a final name never holds partial bytes; a datablock with its manifest
+beside it is verified, one without is not; nothing verified is ever deleted or overwritten (P3), only set aside in
+``.archiver/condemned``; nothing is written or removed without the identity marker.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Protocol
+from urllib.parse import quote
+
+from archiver.datablock.bag import TAG_MANIFEST, read_bag_info
+from archiver.datablock.manifest import ManifestReader
+from archiver.direct_io import PastCacheReader
+from archiver.errors import IntegrityMismatch, LtsFault, LtsFull, LtsMarkerMissing
+from archiver.progress import Progress
+from archiver.settings import LtsSettings
+from archiver.storage.direct_write import write_stream
+from archiver.storage.objects import Buffer
+
+MARKER = ".archiver-lts.json"
+OWN = ".archiver"
+PROMISE_SECONDS = 3 * 86400
+"""A promise of space that nobody took for so long was made by a run that is gone."""
+SMALL_BYTES = 64 * 2**20
+LOOK_SECONDS = 1.0
+_DATABLOCK = re.compile(r"(\d+)\.(tar\.gz|tar\.zst|tar)")
+_MANIFEST = re.compile(r"(\d+)\.manifest\.jsonl\.gz")
+
+
+@dataclass(frozen=True)
+class Space:
+    """Bytes on the LTS: all, free, to be left free, and promised to copies that have not begun."""
+
+    total: int
+    free: int
+    reserve: int
+    promised: int
+
+
+@dataclass
+class Survey:
+    """What the LTS holds of a dataset. ``complete``: the bag is complete, made by ``plan_id``."""
+
+    reusable: list[int] = field(default_factory=list)
+    complete: bool = False
+    plan_id: str = ""
+    superseded: int = 0
+    removed: int = 0
+
+
+class Lts(Protocol):
+    """Long-term storage as activities see it. Every method may be repeated (P6); each raises ``LtsFault``."""
+
+    def check_marker(self) -> None:
+        """Raises ``LtsMarkerMissing`` if this is not the LTS it should be."""
+
+    def space(self) -> Space:
+        """How full it is."""
+
+    def wait_for_space(self, key: str, need_bytes: int, progress: Progress) -> None:
+        """Return when there is room, promised to ``key``. Raises only what ``progress`` raises, and faults."""
+
+    def release(self, key: str) -> None:
+        """Give a promise back."""
+
+    def copy_in(
+        self,
+        dataset: str,
+        name: str,
+        chunks: Iterable[Buffer],
+        *,
+        size: int,
+        sha256: str,
+        attempt: str,
+        promise: str,
+        progress: Progress,
+    ) -> None:
+        """Write a datablock under its final name, durably. Raises ``IntegrityMismatch`` if the bytes are others."""
+
+    def path_of(self, dataset: str, name: str) -> Path:
+        """Where a file lies, for the verifier process."""
+
+    def size_of(self, dataset: str, name: str) -> int | None:
+        """Size of a file, or None."""
+
+    def get_small(self, dataset: str, name: str) -> bytes | None:
+        """A small file, read past the cache, or None."""
+
+    def put_small(self, dataset: str, name: str, data: bytes, attempt: str) -> None:
+        """Write a small file, durably, without clobbering; the same bytes there already are a success."""
+
+    def publish_bag(self, dataset: str, files: dict[str, bytes], plan_id: str, progress: Progress) -> None:
+        """Write the bag's files, each whole or not at all, the last of them last."""
+
+    def survey(self, dataset: str, plan_id: str, datablocks: int) -> Survey:
+        """See what is there; remove what did not verify, set aside what another plan left."""
+
+    def remove_unverified(self, dataset: str) -> int:
+        """Remove partial and unverified files; returns how many."""
+
+    def condemn(self, dataset: str, name: str, reason: str) -> None:
+        """Set a file aside."""
+
+
+class FileSystemLts:
+    """``Lts`` on a mounted file system."""
+
+    def __init__(self, settings: LtsSettings) -> None:
+        self._settings = settings
+        self._root = settings.root
+        self._promises = self._root / OWN / "promises"
+        self._condemned = self._root / OWN / "condemned"
+        self._lock = threading.Lock()
+
+    # --- identity -----------------------------------------------------------------------------------------------------
+
+    def setup(self, *, dry_run: bool = False) -> bool:
+        """Write the identity marker into the root directory, which must exist; returns whether it was written."""
+        try:
+            self.check_marker()
+            return False
+        except LtsMarkerMissing:
+            if self._read_marker() is not None:
+                raise
+        if not self._root.is_dir():
+            raise LtsFault(
+                f"LTS root {self._root} is no directory",
+                expected="the mounted long-term storage",
+                found="nothing",
+                next_step="mount it, or correct lts.root",
+                retryable=False,
+            )
+        if not dry_run:
+            with self._faults("setup"):
+                for folder in (self._promises, self._condemned, self._root / OWN / "locks"):
+                    folder.mkdir(parents=True, exist_ok=True)
+                marker = {
+                    "identity": self._settings.identity,
+                    "version": 1,
+                    "created": datetime.now(UTC).isoformat(timespec="seconds"),
+                }
+                self._write_durably(self._root / MARKER, json.dumps(marker).encode(), "setup")
+        return True
+
+    def check_marker(self) -> None:
+        """As ``Lts``."""
+        found = self._read_marker()
+        if found != self._settings.identity:
+            raise LtsMarkerMissing(
+                f"{self._root} is not the LTS {self._settings.identity!r}",
+                expected=f"marker {MARKER} of identity {self._settings.identity!r}",
+                found="no marker" if found is None else f"identity {found!r}",
+                next_step="mount the LTS; a new one is prepared by  archiver setup",
+            )
+
+    def _read_marker(self) -> str | None:
+        try:
+            data = json.loads((self._root / MARKER).read_bytes())
+            return str(data.get("identity")) if isinstance(data, dict) else ""
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except ValueError:
+            return ""
+        except OSError as error:
+            raise self._fault(error, str(self._root / MARKER)) from None
+
+    # --- space --------------------------------------------------------------------------------------------------------
+
+    def space(self) -> Space:
+        """As ``Lts``."""
+        return self._space(but="")
+
+    def _space(self, but: str) -> Space:
+        self.check_marker()
+        with self._faults("space"):
+            now = os.statvfs(self._root)
+        total = now.f_blocks * now.f_frsize
+        free = now.f_bavail * now.f_frsize
+        return Space(total, free, self._settings.reserve_bytes(total), self._promised(but))
+
+    def _promised(self, but: str) -> int:
+        total = 0
+        oldest = time.time() - PROMISE_SECONDS
+        with self._faults("promises"):
+            for entry in os.scandir(self._promises) if self._promises.is_dir() else ():
+                if entry.name != self._promise(but).name and entry.stat().st_mtime > oldest:
+                    try:
+                        total += int(json.loads(Path(entry.path).read_bytes())["bytes"])
+                    except (FileNotFoundError, ValueError, KeyError, TypeError):
+                        continue  # released meanwhile, or being written
+        return total
+
+    def _promise(self, key: str) -> Path:
+        return self._promises / (hashlib.sha256(key.encode()).hexdigest()[:32] + ".json")
+
+    def wait_for_space(self, key: str, need_bytes: int, progress: Progress) -> None:
+        """As ``Lts``: free space, less the reserve, less what is promised to others, holds ``need_bytes``."""
+        while True:
+            with self._lock:
+                space = self._space(but=key)
+                usable = space.free - space.reserve - space.promised
+                if usable >= need_bytes:
+                    with self._faults("promise"):
+                        self._promises.mkdir(parents=True, exist_ok=True)
+                        path = self._promise(key)
+                        draft = path.with_suffix(f".{os.getpid()}")
+                        draft.write_text(json.dumps({"for": key, "bytes": need_bytes}))
+                        draft.replace(path)
+                    return
+            text = (
+                f"LTS space: needs {need_bytes} B, {space.free} B free, "
+                f"{space.reserve} B reserve, {space.promised} B promised to others"
+            )
+            until = time.monotonic() + self._settings.space_poll_seconds
+            while time.monotonic() < until:
+                progress.note(text)
+                time.sleep(min(LOOK_SECONDS, self._settings.space_poll_seconds))
+
+    def release(self, key: str) -> None:
+        """As ``Lts``."""
+        with self._faults("promise"):
+            self._promise(key).unlink(missing_ok=True)
+
+    # --- datablocks ---------------------------------------------------------------------------------------------------
+
+    def copy_in(
+        self,
+        dataset: str,
+        name: str,
+        chunks: Iterable[Buffer],
+        *,
+        size: int,
+        sha256: str,
+        attempt: str,
+        promise: str,
+        progress: Progress,
+    ) -> None:
+        """As ``Lts``: ``.partial`` of this attempt, reserved, written, fsynced, linked without clobbering, fsynced."""
+        self.check_marker()
+        final = self._root / dataset / name
+        if final.exists():
+            self._same(final, size, sha256, progress)
+            self.release(promise)
+            return
+        partial = final.with_name(f".{final.name}.{attempt}.partial")
+        with self._faults(str(final)):
+            self._make_directories(final.parent)
+            partial.unlink(missing_ok=True)
+            try:
+                written, found = write_stream(
+                    partial,
+                    chunks,
+                    size=size,
+                    direct_io=self._settings.direct_io != "never",
+                    # What fallocate holds is no longer free: the promise would count it twice.
+                    reserved=lambda done: self.release(promise) if done else None,
+                    progress=progress,
+                )
+                if (written, found) != (size, sha256):
+                    raise IntegrityMismatch(
+                        f"staging gave other bytes of {dataset}/{name} than were packed",
+                        expected=f"{size} B, SHA-256 {sha256}",
+                        found=f"{written} B, SHA-256 {found}",
+                        next_step="read again; if it lasts, the datablock is packed anew",
+                    )
+                # A marker seen now: what was written went to the LTS, and not to a mount point that lost its mount.
+                self.check_marker()
+                self._publish(partial, final)
+            finally:
+                partial.unlink(missing_ok=True)
+        self._same_size(final, size)
+        self.release(promise)
+
+    def _publish(self, partial: Path, final: Path) -> None:
+        try:
+            os.link(partial, final)
+        except FileExistsError:
+            if self._digest(final) != self._digest(partial):
+                raise IntegrityMismatch(
+                    f"{final.name} of {final.parent.parent.name} is there already with other bytes",
+                    expected="the same bytes, or nothing",
+                    found="other bytes",
+                    next_step="it is set aside and made anew",
+                    retryable=False,
+                ) from None
+        self._sync_directory(final.parent)
+
+    def _same(self, final: Path, size: int, sha256: str, progress: Progress) -> None:
+        """An earlier attempt published it: the same bytes, or somebody else's."""
+        self._same_size(final, size)
+        progress.note("was copied by an earlier attempt: reading it back")
+        if (found := self._digest(final, progress)) != sha256:
+            raise IntegrityMismatch(
+                f"{final.name} of {final.parent.parent.name} is there already with other bytes",
+                expected=f"SHA-256 {sha256}",
+                found=f"SHA-256 {found}",
+                next_step="it is set aside and made anew",
+                retryable=False,
+            )
+        self._sync_directory(final.parent)
+
+    def _same_size(self, final: Path, size: int) -> None:
+        with self._faults(str(final)):
+            found = final.stat().st_size
+        if found != size:
+            raise IntegrityMismatch(
+                f"{final.name} of {final.parent.parent.name} has another size than was packed",
+                expected=f"{size} B",
+                found=f"{found} B",
+                next_step="it is set aside and made anew",
+                retryable=False,
+            )
+
+    def _digest(self, path: Path, progress: Progress | None = None) -> str:
+        digest = hashlib.sha256()
+        with self._faults(str(path)):
+            for chunk in PastCacheReader(path, self._settings.direct_io):
+                digest.update(chunk)
+                if progress is not None:
+                    progress.advance(len(chunk))
+        return digest.hexdigest()
+
+    def path_of(self, dataset: str, name: str) -> Path:
+        """As ``Lts``."""
+        self.check_marker()
+        return self._root / dataset / name
+
+    def size_of(self, dataset: str, name: str) -> int | None:
+        """As ``Lts``."""
+        self.check_marker()
+        with self._faults(f"{dataset}/{name}"):
+            try:
+                return (self._root / dataset / name).stat().st_size
+            except FileNotFoundError:
+                return None
+
+    # --- small files --------------------------------------------------------------------------------------------------
+
+    def get_small(self, dataset: str, name: str) -> bytes | None:
+        """As ``Lts``."""
+        self.check_marker()
+        path = self._root / dataset / name
+        if not path.exists():
+            return None
+        return self._small(path)
+
+    def put_small(self, dataset: str, name: str, data: bytes, attempt: str) -> None:
+        """As ``Lts``."""
+        self.check_marker()
+        final = self._root / dataset / name
+        with self._faults(str(final)):
+            self._make_directories(final.parent)
+            self._write_durably(final, data, attempt)
+
+    def publish_bag(self, dataset: str, files: dict[str, bytes], plan_id: str, progress: Progress) -> None:
+        """As ``Lts``. A complete bag of this plan stays as it is; the files of an incomplete one are replaced."""
+        self.check_marker()
+        folder = self._root / dataset
+        if (folder / TAG_MANIFEST).exists():
+            found = read_bag_info(self._small(folder / "bag-info.txt")).get("Archiver-Plan", "")
+            if found != plan_id:
+                raise LtsFault(
+                    f"a complete bag lies in {dataset} already",
+                    expected=f"plan {plan_id}",
+                    found=f"plan {found}",
+                    next_step="an archive that exists is never replaced: compare it with SciCat",
+                    retryable=False,
+                )
+            return
+        *tags, last = files
+        with self._faults(str(folder)):
+            for name in tags:
+                draft = folder / f".{name}.partial"
+                self._write_file(draft, files[name])
+                draft.replace(folder / name)
+                progress.note(f"wrote {name}")
+            self._sync_directory(folder)
+            for name in tags:
+                if self._small(folder / name) != files[name]:
+                    raise LtsFault(f"{name} of {dataset} was not read back as it was written", next_step="retried")
+            self._write_durably(folder / last, files[last], "bag")
+
+    def _small(self, path: Path) -> bytes:
+        with self._faults(str(path)):
+            if path.stat().st_size > SMALL_BYTES:
+                raise LtsFault(f"{path} is too large to be one of our small files", retryable=False)
+            return b"".join(bytes(chunk) for chunk in PastCacheReader(path, "never"))
+
+    def _write_durably(self, final: Path, data: bytes, attempt: str) -> None:
+        """No-clobber; the same bytes there already are a success. Raises ``IntegrityMismatch`` for others."""
+        partial = final.with_name(f".{final.name}.{attempt}.partial")
+        partial.unlink(missing_ok=True)
+        try:
+            self._write_file(partial, data)
+            try:
+                os.link(partial, final)
+            except FileExistsError:
+                if self._small(final) != data:
+                    raise IntegrityMismatch(
+                        f"{final.name} of {final.parent.name} is there already with other content",
+                        expected="the same content, or nothing",
+                        found="other content",
+                        next_step="compare the LTS with SciCat; nothing was overwritten",
+                        retryable=False,
+                    ) from None
+            self._sync_directory(final.parent)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    @staticmethod
+    def _write_file(path: Path, data: bytes) -> None:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        try:
+            view = memoryview(data)
+            while len(view):
+                view = view[os.write(descriptor, view) :]
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    # --- what is there ------------------------------------------------------------------------------------------------
+
+    def survey(self, dataset: str, plan_id: str, datablocks: int) -> Survey:
+        """As ``Lts``."""
+        self.check_marker()
+        found = Survey()
+        folder = self._root / dataset
+        if (folder / TAG_MANIFEST).exists():
+            found.complete = True
+            found.plan_id = read_bag_info(self._small(folder / "bag-info.txt")).get("Archiver-Plan", "")
+            if found.plan_id == plan_id:
+                found.reusable = list(range(1, datablocks + 1))
+            return found
+        found.removed = self.remove_unverified(dataset)
+        for name, manifest in self._verified(dataset):
+            if self._is_of(dataset, name, manifest, plan_id):
+                found.reusable.append(int(name.split(".")[0]))
+            else:
+                self.condemn(dataset, f"data/{manifest}", "of another plan")
+                self.condemn(dataset, f"data/{name}", "of another plan")
+                found.superseded += 1
+        found.reusable.sort()
+        return found
+
+    def _is_of(self, dataset: str, name: str, manifest: str, plan_id: str) -> bool:
+        data = self.get_small(dataset, f"data/{manifest}")
+        try:
+            reader = ManifestReader([data or b""])
+            footer = reader.read_footer()
+        except IntegrityMismatch:
+            return False
+        size = self.size_of(dataset, f"data/{name}")
+        return reader.header.plan == plan_id and name.endswith(reader.header.format) and size == footer.packed_bytes
+
+    def _verified(self, dataset: str) -> list[tuple[str, str]]:
+        names = self._names(dataset)
+        manifests = {match[1]: name for name in names if (match := _MANIFEST.fullmatch(name))}
+        blocks = {match[1]: name for name in names if (match := _DATABLOCK.fullmatch(name))}
+        return [(blocks[n], manifests[n]) for n in blocks if n in manifests]
+
+    def _names(self, dataset: str) -> list[str]:
+        with self._faults(dataset):
+            try:
+                return sorted(os.listdir(self._root / dataset / "data"))
+            except FileNotFoundError:
+                return []
+
+    def remove_unverified(self, dataset: str) -> int:
+        """As ``Lts``. Never touches a complete bag, a verified datablock, or anything that is not ours by name."""
+        self.check_marker()
+        folder = self._root / dataset
+        if (folder / TAG_MANIFEST).exists():
+            return 0
+        kept = {name for pair in self._verified(dataset) for name in pair}
+        removed = 0
+        with self._faults(dataset):
+            for name in self._names(dataset):
+                ours = (name.startswith(".") and name.endswith(".partial")) or _DATABLOCK.fullmatch(name)
+                if ours and name not in kept:
+                    (folder / "data" / name).unlink(missing_ok=True)
+                    removed += 1
+            for draft in folder.glob(".*.partial"):
+                draft.unlink(missing_ok=True)
+                removed += 1
+            # Folders that hold nothing any more; rmdir refuses others.
+            for empty in (folder / "data", folder, folder.parent):
+                if empty != self._root and empty.is_dir() and not any(empty.iterdir()):
+                    empty.rmdir()
+        return removed
+
+    def condemn(self, dataset: str, name: str, reason: str) -> None:
+        """As ``Lts``: renamed into ``.archiver/condemned``, with the reason beside it. A file that is gone is no error."""
+        self.check_marker()
+        source = self._root / dataset / name
+        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%f")
+        target = self._condemned / f"{stamp}.{quote(f'{dataset}/{name}', safe='')[-180:]}"
+        with self._faults(str(source)):
+            self._condemned.mkdir(parents=True, exist_ok=True)
+            try:
+                source.rename(target)
+            except FileNotFoundError:
+                return
+            note = {"was": f"{dataset}/{name}", "reason": reason, "when": stamp}
+            self._write_file(target.with_name(target.name + ".why.json"), json.dumps(note).encode())
+            self._sync_directory(self._condemned)
+            self._sync_directory(source.parent)
+
+    # --- directories and faults -----------------------------------------------------------------------------------------
+
+    def _make_directories(self, folder: Path) -> None:
+        """Make ``folder`` and its missing parents below the root, each durable in its parent."""
+        missing = []
+        while folder != self._root and not folder.is_dir():
+            missing.append(folder)
+            folder = folder.parent
+        for made in reversed(missing):
+            made.mkdir(exist_ok=True)
+            self._sync_directory(made.parent)
+
+    @staticmethod
+    def _sync_directory(folder: Path) -> None:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    @contextmanager
+    def _faults(self, where: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise self._fault(error, where) from None
+
+    def _fault(self, error: OSError, where: str) -> LtsFault:
+        kind = LtsFull if error.errno in (errno.ENOSPC, errno.EDQUOT) else LtsFault
+        words = {
+            errno.EROFS: "mount the LTS read-write",
+            errno.ESTALE: "mount the LTS again",
+            errno.EACCES: "give the worker's user the right to write there",
+            errno.ENOSPC: "free space on the LTS, or raise lts.reserve",
+        }
+        return kind(
+            f"the LTS failed: {error.strerror or error}",
+            expected=f"to work on {where}",
+            found=f"errno {error.errno}",
+            next_step=f"retried; {words.get(error.errno or 0, 'see the health of the LTS and its mount')}",
+        )

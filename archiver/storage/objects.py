@@ -1,0 +1,408 @@
+"""A bucket: obstore moves the bytes, boto3 does the rest (design section 6).
+
+obstore cannot say every S3 key exactly (reliability-notes M9), so such a key is read and written with boto3. Neither
+lengths nor checksums are trusted to a library (M8): lengths are counted here, checksums are the caller's.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import cached_property
+from itertools import chain
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+
+import boto3
+import obstore
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+from obstore import exceptions as obstore_errors
+from obstore.store import S3Store
+
+from archiver.errors import SystemFault
+from archiver.settings import S3Settings
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+Buffer: TypeAlias = bytes | bytearray | memoryview
+T = TypeVar("T")
+
+GET_PART_BYTES = 2 * 2**20
+"""Size of a ranged GET: the knob of memory (performance-notes 10)."""
+PUT_PART_BYTES = 8 * 2**20
+"""Size of an uploaded part; up to 10,000 parts, so it grows for datablocks above 78 GiB."""
+MAX_PARTS = 10_000
+PUT_CONCURRENCY = 2
+THREADS = 16
+RETRY_SECONDS = 60
+"""How long one request is retried here; Temporal retries the rest."""
+
+
+@dataclass(frozen=True)
+class ObjectInfo:
+    """An object as listed; ``version`` is its ETag, with quotes."""
+
+    key: str
+    size: int
+    version: str
+
+
+@dataclass(frozen=True)
+class OpenUpload:
+    """A multipart upload that was begun and neither completed nor aborted."""
+
+    key: str
+    upload_id: str
+
+
+class ObjectChanged(Exception):
+    """An object is not in the version, or not of the size, that was demanded; ``found`` says what is there."""
+
+    def __init__(self, key: str, expected: str, found: str) -> None:
+        super().__init__(f"{key}: expected {expected}, found {found}")
+        self.key, self.expected, self.found = key, expected, found
+
+
+def plain_key(key: str) -> bool:
+    """Whether obstore names ``key`` exactly: no empty, ``.`` or ``..`` segment, no control character."""
+    return all(segment not in ("", ".", "..") for segment in key.split("/")) and not any(
+        ord(char) < 0x20 or ord(char) == 0x7F for char in key
+    )
+
+
+class Bucket:
+    """One bucket. ``side`` is the class of its faults. Thread-safe; connects when first used."""
+
+    def __init__(self, name: str, s3: S3Settings, side: type[SystemFault]) -> None:
+        self.name = name
+        self._s3 = s3
+        self._side = side
+        self._lock = threading.Lock()
+        self._boto: S3Client | None = None
+
+    # --- control plane: boto3 ---------------------------------------------------------------------------------------
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        """The objects whose keys begin with ``prefix``, in the server's order (S3: by the UTF-8 bytes of the key)."""
+        with self._boto_faults(prefix):
+            for page in self.boto.get_paginator("list_objects_v2").paginate(Bucket=self.name, Prefix=prefix):
+                for entry in page.get("Contents", []):
+                    yield ObjectInfo(entry["Key"], entry["Size"], entry["ETag"])
+
+    def head(self, key: str) -> ObjectInfo | None:
+        """The object, or None if there is none."""
+        if plain_key(key):
+            with self._obstore_faults(key):
+                try:
+                    meta = obstore.head(self._store, key)
+                except (obstore_errors.NotFoundError, FileNotFoundError):
+                    return None
+                return ObjectInfo(key, meta["size"], meta["e_tag"] or "")
+        with self._boto_faults(key):
+            try:
+                answer = self.boto.head_object(Bucket=self.name, Key=key)
+            except ClientError as error:
+                if error.response["Error"]["Code"] in ("404", "NoSuchKey", "NotFound"):
+                    return None
+                raise
+            return ObjectInfo(key, answer["ContentLength"], answer["ETag"])
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """Delete these objects, a thousand a request; those that are gone are no error."""
+        batch: list[str] = []
+        for key in chain(keys, [None]):
+            if key is not None:
+                batch.append(key)
+            if batch and (key is None or len(batch) == 1000):
+                with self._boto_faults(batch[0]):
+                    objects: Any = [{"Key": key} for key in batch]
+                    answer = self.boto.delete_objects(Bucket=self.name, Delete={"Objects": objects, "Quiet": True})
+                if errors := answer.get("Errors"):
+                    raise self._side(
+                        f"object {errors[0].get('Key')} in bucket {self.name} cannot be deleted",
+                        found=f"{errors[0].get('Code')}, {len(errors)} of {len(batch)} objects",
+                        next_step="retried; see the rights of our S3 account",
+                    )
+                batch = []
+
+    def open_uploads(self, prefix: str) -> Iterator[OpenUpload]:
+        """Multipart uploads under way, or left over, for keys that begin with ``prefix``."""
+        with self._boto_faults(prefix):
+            for page in self.boto.get_paginator("list_multipart_uploads").paginate(Bucket=self.name, Prefix=prefix):
+                for upload in page.get("Uploads", []):
+                    yield OpenUpload(upload["Key"], upload["UploadId"])
+
+    def abort_uploads(self, prefix: str) -> int:
+        """Abort them; returns how many."""
+        aborted = 0
+        for upload in [*self.open_uploads(prefix)]:
+            with self._boto_faults(upload.key):
+                try:
+                    self.boto.abort_multipart_upload(Bucket=self.name, Key=upload.key, UploadId=upload.upload_id)
+                except ClientError as error:
+                    if error.response["Error"]["Code"] != "NoSuchUpload":
+                        raise
+            aborted += 1
+        return aborted
+
+    def ensure(self) -> bool:
+        """Create the bucket if it is not there; returns whether it was created."""
+        with self._boto_faults(""):
+            try:
+                self.boto.head_bucket(Bucket=self.name)
+                return False
+            except ClientError as error:
+                if error.response["Error"]["Code"] not in ("404", "NoSuchBucket"):
+                    raise
+            self.boto.create_bucket(Bucket=self.name)
+            return True
+
+    # --- data plane: obstore ----------------------------------------------------------------------------------------
+
+    def get(self, key: str) -> bytes | None:
+        """A small object whole, or None if there is none."""
+        with self._obstore_faults(key):
+            try:
+                return bytes(obstore.get(self._store, key).bytes())
+            except (obstore_errors.NotFoundError, FileNotFoundError):
+                return None
+
+    def put(self, key: str, data: bytes) -> None:
+        """A small object whole; replaces what was there."""
+        if plain_key(key):
+            with self._obstore_faults(key):
+                obstore.put(self._store, key, data, use_multipart=False)
+            return
+        with self._boto_faults(key):
+            self.boto.put_object(Bucket=self.name, Key=key, Body=data)
+
+    def put_stream(self, key: str, chunks: Iterable[bytes], *, size_hint: int = 0) -> None:
+        """Upload a stream in parts; whole or not at all. What ``chunks`` raises is raised, and nothing stays behind."""
+        part = max(PUT_PART_BYTES, -(-size_hint // (MAX_PARTS - 100)))
+        source = iter(chunks)
+        first: list[bytes] = []
+        held = 0
+        for chunk in source:
+            first.append(chunk)
+            held += len(chunk)
+            if held > part:
+                break
+        else:
+            self.put(key, b"".join(first))
+            return
+        failed: list[BaseException] = []
+
+        def body() -> Iterator[bytes]:
+            try:
+                while first:
+                    yield first.pop(0)
+                yield from source
+            except BaseException as error:
+                failed.append(error)
+                raise
+
+        try:
+            with self._obstore_faults(key):
+                obstore.put(
+                    self._store, key, body(), use_multipart=True, chunk_size=part, max_concurrency=PUT_CONCURRENCY
+                )
+        except BaseException:
+            self._abort_quietly(key)
+            if failed:
+                raise failed[0] from None
+            raise
+
+    def stream(self, key: str, *, size: int, version: str) -> Iterator[Buffer]:
+        """The bytes of one object in this version, fetched ahead in parts. Raises the side's fault if it is another."""
+        with_item = self.read_many([(None, key, size, version)], ahead_bytes=8 * GET_PART_BYTES, ahead_requests=4)
+        try:
+            for _, chunks in with_item:
+                yield from chunks
+        except ObjectChanged as changed:
+            raise self._side(
+                f"object {key} in bucket {self.name} is not what it was",
+                expected=changed.expected,
+                found=changed.found,
+                next_step="retried; see who else writes to this bucket",
+            ) from None
+
+    def read_many(
+        self, wanted: Iterable[tuple[T, str, int, str]], *, ahead_bytes: int, ahead_requests: int
+    ) -> Iterator[tuple[T, Iterator[Buffer]]]:
+        """Objects as ``(item, key, size, version)``, delivered in order, fetched ahead in parallel.
+
+        Each is to be read to its end before the next is asked for. At most ``ahead_bytes`` and ``ahead_requests`` are in
+        flight. Raises ``ObjectChanged`` where the object has another version or size, and the side's fault.
+        """
+        pending: deque[tuple[T, int, bool, Future[Buffer]]] = deque()
+        in_flight = 0
+        requests = _parts(wanted)
+        pool = ThreadPoolExecutor(max_workers=min(ahead_requests, THREADS), thread_name_prefix=f"get-{self.name}")
+
+        def fill() -> None:
+            nonlocal in_flight
+            while len(pending) < ahead_requests and (in_flight < ahead_bytes or not pending):
+                request = next(requests, None)
+                if request is None:
+                    return
+                item, key, size, version, start, length = request
+                future = pool.submit(self._read_part, key, size, version, start, length)
+                pending.append((item, length, start + length >= size, future))
+                in_flight += length
+
+        def chunks() -> Iterator[Buffer]:
+            nonlocal in_flight
+            last = False
+            while not last:
+                fill()
+                _, length, last, future = pending.popleft()
+                data = future.result()
+                in_flight -= length
+                fill()
+                if length:
+                    yield data
+
+        try:
+            fill()
+            while pending:
+                body = chunks()
+                yield pending[0][0], body
+                for _ in body:
+                    pass
+                fill()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _read_part(self, key: str, size: int, version: str, start: int, length: int) -> Buffer:
+        if not plain_key(key):
+            return self._read_part_boto(key, size, version, start, length)
+        options: Any = {"if_match": version} if version else {}
+        if length != size:
+            options["range"] = (start, start + length)
+        with self._obstore_faults(key):
+            try:
+                answer = obstore.get(self._store, key, options=options)
+                found = answer.meta["size"]
+                data = answer.bytes() if found == size else b""
+            except (obstore_errors.NotFoundError, FileNotFoundError):
+                raise ObjectChanged(key, f"{size} B in version {version}", "nothing") from None
+            except obstore_errors.PreconditionError:
+                raise ObjectChanged(key, f"{size} B in version {version}", "another version") from None
+        if found != size or len(data) != length:
+            raise ObjectChanged(key, f"{length} of {size} B", f"{len(data)} of {found} B")
+        return data  # type: ignore[return-value]
+
+    def _read_part_boto(self, key: str, size: int, version: str, start: int, length: int) -> Buffer:
+        if not size:
+            info = self.head(key)
+            if info is None or info.version != version:
+                raise ObjectChanged(key, f"{size} B in version {version}", str(info))
+            return b""
+        with self._boto_faults(key):
+            try:
+                answer = self.boto.get_object(
+                    Bucket=self.name, Key=key, Range=f"bytes={start}-{start + length - 1}", IfMatch=version
+                )
+                data = answer["Body"].read()
+            except ClientError as error:
+                code = error.response["Error"]["Code"]
+                if code in ("NoSuchKey", "404", "PreconditionFailed", "412", "InvalidRange", "416"):
+                    raise ObjectChanged(key, f"{size} B in version {version}", code) from None
+                raise
+        if len(data) != length or not answer["ContentRange"].endswith(f"/{size}"):
+            raise ObjectChanged(key, f"{length} of {size} B", f"{len(data)} B of {answer['ContentRange']}")
+        return data
+
+    # --- clients and faults -----------------------------------------------------------------------------------------
+
+    @property
+    def boto(self) -> S3Client:
+        """The boto3 client, made when first used."""
+        with self._lock:
+            if self._boto is None:
+                s3 = self._s3
+                self._boto = boto3.session.Session().client(
+                    "s3",
+                    endpoint_url=str(s3.endpoint) if s3.endpoint else None,
+                    aws_access_key_id=s3.access_key,
+                    aws_secret_access_key=s3.secret_key.get_secret_value() if s3.secret_key else None,
+                    region_name=s3.region,
+                    config=Config(
+                        s3={"addressing_style": "path" if s3.path_style else "auto"},
+                        retries={"mode": "standard", "max_attempts": 4},
+                        connect_timeout=10,
+                        read_timeout=RETRY_SECONDS,
+                        max_pool_connections=THREADS,
+                    ),
+                )
+            return self._boto
+
+    @cached_property
+    def _store(self) -> S3Store:
+        s3 = self._s3
+        keys: dict[str, Any] = {}
+        if s3.endpoint:
+            keys["endpoint"] = str(s3.endpoint).rstrip("/")
+        if s3.access_key and s3.secret_key:
+            keys["access_key_id"] = s3.access_key
+            keys["secret_access_key"] = s3.secret_key.get_secret_value()
+        return S3Store(
+            self.name,
+            region=s3.region,
+            virtual_hosted_style_request=not s3.path_style,
+            unsigned_payload=s3.unsigned_payload,
+            client_options={
+                "allow_http": True,
+                "connect_timeout": timedelta(seconds=10),
+                "timeout": timedelta(seconds=RETRY_SECONDS),
+            },
+            retry_config={"max_retries": 6, "retry_timeout": timedelta(seconds=RETRY_SECONDS)},
+            **keys,
+        )
+
+    def _abort_quietly(self, key: str) -> None:
+        """After a failed upload: the upload's own error is the one to tell, and a sweep takes what this leaves."""
+        try:
+            self.abort_uploads(key)
+        except SystemFault:
+            pass
+
+    @contextmanager
+    def _obstore_faults(self, key: str) -> Iterator[None]:
+        try:
+            yield
+        except (obstore_errors.UnauthenticatedError, obstore_errors.PermissionDeniedError, PermissionError) as error:
+            raise self._fault(key, "the server refuses our account", error) from None
+        except (obstore_errors.BaseError, OSError) as error:
+            raise self._fault(key, "the server does not do as asked", error) from None
+
+    @contextmanager
+    def _boto_faults(self, key: str) -> Iterator[None]:
+        try:
+            yield
+        except ClientError as error:
+            code = error.response["Error"].get("Code", "?")
+            raise self._fault(key, f"the server answers {code}", error) from None
+        except BotoCoreError as error:
+            raise self._fault(key, "the server does not answer", error) from None
+
+    def _fault(self, key: str, what: str, error: Exception) -> SystemFault:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        return self._side(
+            f"bucket {self.name}, object {key[:200]!a}: {what}",
+            expected=f"S3 at {self._s3.endpoint or 'AWS'}",
+            found=lines[0][:300],
+            next_step="retried; check that the S3 server runs, its bucket, and our keys",
+        )
+
+
+def _parts(wanted: Iterable[tuple[T, str, int, str]]) -> Iterator[tuple[T, str, int, str, int, int]]:
+    for item, key, size, version in wanted:
+        for start in range(0, size or 1, GET_PART_BYTES):
+            yield item, key, size, version, start, min(GET_PART_BYTES, size - start)
