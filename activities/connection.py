@@ -6,6 +6,7 @@ import asyncio
 import os
 from typing import Any
 
+from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
 from temporalio.client import Client
 from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.envconfig import ClientConfig
@@ -24,8 +25,8 @@ class Unreachable(SystemFault):
     side = "temporal"
 
 
-async def connect(settings: Settings, *, runtime: Runtime | None = None) -> Client:
-    """A client whose namespace was seen to exist. Raises ``Unreachable`` saying what to do."""
+async def connect(settings: Settings, *, runtime: Runtime | None = None, see_namespace: bool = True) -> Client:
+    """A client; with ``see_namespace`` its namespace was seen to exist. Raises ``Unreachable`` saying what to do."""
     temporal = settings.temporal
     try:
         config: dict[str, Any] = dict(
@@ -51,7 +52,9 @@ async def connect(settings: Settings, *, runtime: Runtime | None = None) -> Clie
         client = await asyncio.wait_for(
             Client.connect(data_converter=pydantic_data_converter, **config), timeout=CONNECT_SECONDS
         )
-        await _see_namespace(client)
+        if see_namespace:
+            request = DescribeNamespaceRequest(namespace=client.namespace)
+            await client.workflow_service.describe_namespace(request)
     except (RuntimeError, TimeoutError) as error:
         raise Unreachable(
             f"Temporal does not answer at {address}",
@@ -71,9 +74,3 @@ async def connect(settings: Settings, *, runtime: Runtime | None = None) -> Clie
             f"Temporal at {address} refuses us: {error.message}", next_step="check TLS and API key settings"
         ) from None
     return client
-
-
-async def _see_namespace(client: Client) -> None:
-    from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
-
-    await client.workflow_service.describe_namespace(DescribeNamespaceRequest(namespace=client.namespace))

@@ -151,8 +151,8 @@ class Bucket:
             aborted += 1
         return aborted
 
-    def ensure(self) -> bool:
-        """Create the bucket if it is not there; returns whether it was created."""
+    def ensure(self, *, dry_run: bool = False) -> bool:
+        """Create the bucket if it is not there; returns whether it was (or, dry, would be) created."""
         with self._boto_faults(""):
             try:
                 self.boto.head_bucket(Bucket=self.name)
@@ -160,7 +160,8 @@ class Bucket:
             except ClientError as error:
                 if error.response["Error"]["Code"] not in ("404", "NoSuchBucket"):
                     raise
-            self.boto.create_bucket(Bucket=self.name)
+            if not dry_run:
+                self.boto.create_bucket(Bucket=self.name)
             return True
 
     # --- data plane: obstore ----------------------------------------------------------------------------------------

@@ -35,7 +35,7 @@ async def main() -> None:
     )
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server.serve())
-    while not server.started and not serving.done():
+    while not server.started and not serving.done():  # noqa: ASYNC110
         await asyncio.sleep(0.02)
     if server.started:
         print(f"ready http://{options.host}:{options.port}", flush=True)

@@ -199,7 +199,7 @@ async def call_webhook(app: StandIn, job: Document) -> None:
     settings = app.settings
     headers = {"Authorization": settings.webhook_auth} if settings.webhook_auth else {}
     try:
-        async with httpx.AsyncClient(trust_env=False, timeout=None) as http:
+        async with httpx.AsyncClient(trust_env=False, timeout=300) as http:
             answer = await http.post(settings.webhook_url, json={"id": job["id"], "type": job["type"]}, headers=headers)
     except httpx.HTTPError as error:
         raise Problem(400, {"status": 400, "message": f"A remote URL call failed: {type(error).__name__}"}) from None
@@ -248,10 +248,10 @@ async def patch_job(app: StandIn, request: Request, body: Any) -> tuple[int, Any
         raise forbidden()
     job = job_or_400(app, request)
     if request.path_params["version"] == "v4":
-        needed, optional = {"statusCode": str, "statusMessage": str}, {"jobResultObject": dict}
-        fields = check(body, needed=needed, optional=optional)
+        needed = {"statusCode": str, "statusMessage": str}
+        fields = check(body, needed=needed, optional={"jobResultObject": dict})
     else:
-        optional = {"jobStatusMessage": str, "jobResultObject": dict, "executionTime": str}
+        optional: dict[str, Any] = {"jobStatusMessage": str, "jobResultObject": dict, "executionTime": str}
         fields = check(body, needed={}, optional=optional)
         if "jobStatusMessage" in fields:
             fields["statusCode"] = fields["statusMessage"] = fields.pop("jobStatusMessage")
@@ -532,7 +532,7 @@ async def one_block(app: StandIn, request: Request, body: Any) -> tuple[int, Any
     return 200, block
 
 
-# --- account and health ------------------------------------------------------------------------------------------------------------
+# --- account and health -----------------------------------------------------------------------------------------------
 
 
 async def login(app: StandIn, request: Request, body: Any) -> tuple[int, Any]:

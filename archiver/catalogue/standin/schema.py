@@ -84,7 +84,7 @@ def check_lifecycle(body: Any) -> dict[str, Any]:
 def check_create_job(body: Any, *, v4: bool, types: tuple[str, ...]) -> dict[str, Any]:
     """1.2 and 1.5: a job in v4 or v3 shape, as the v4 fields that are stored."""
     if v4:
-        optional = {"ownerUser": str, "ownerGroup": str, "contactEmail": str}
+        optional: dict[str, Any] = {"ownerUser": str, "ownerGroup": str, "contactEmail": str}
         fields = check(body, needed={"type": str, "jobParams": dict}, optional=optional)
     else:
         optional = {"jobParams": dict, "emailJobInitiator": str, "executionTime": str, "jobStatusMessage": str}

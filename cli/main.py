@@ -1,0 +1,181 @@
+"""The ``archiver`` command: results on standard output, progress and errors on standard error.
+
+Exit codes: 0 done; 1 failed; 2 usage or settings; 3 partly; 4 content error; 5 not found; 6 refused; 7 unreachable;
+8 integrity mismatch; 124 time-out; 130 interrupted (shared/front-door.md).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from archiver.errors import ArchiverError
+
+if TYPE_CHECKING:
+    from archiver.settings import Settings
+
+app = typer.Typer(
+    name="archiver",
+    help="Moves SciCat datasets to long-term storage, verified, and shows what it does.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+config_app = typer.Typer(help="Show, check and explain the settings.", no_args_is_help=True)
+app.add_typer(config_app, name="config")
+
+
+@dataclass
+class Options:
+    """The options before the command."""
+
+    config: Path | None = None
+    json: bool = False
+    quiet: bool = False
+
+    def settings(self) -> Settings:
+        """The settings; raises ``SettingsInvalid``."""
+        from archiver.settings import find_file, load
+
+        return load(find_file(self.config))
+
+    def out(self, text: str, **data: Any) -> None:
+        """A result: for people, or with ``--json`` one JSON object with a version."""
+        print(json.dumps({"version": 1, **data}) if self.json else text, flush=True)
+
+    def say(self, text: str) -> None:
+        """Progress."""
+        if not self.quiet:
+            print(text, file=sys.stderr, flush=True)
+
+
+options = Options()
+
+
+@app.callback()
+def before(
+    config: Annotated[Path | None, typer.Option("-c", "--config", help="Settings file (TOML).")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print results as JSON.")] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress on standard error.")] = False,
+    no_color: Annotated[bool, typer.Option("--no-color", help="No colours (also: NO_COLOR).")] = False,
+) -> None:
+    """Options for every command."""
+    options.config, options.json, options.quiet = config, as_json, quiet
+    if no_color:
+        os.environ["NO_COLOR"] = "1"
+
+
+@app.command()
+def setup(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what is missing, make nothing.")] = False,
+) -> None:
+    """Prepare namespace, search attributes, buckets and the LTS marker. May be repeated."""
+    from cli.setup import set_up
+
+    lines: list[str] = []
+    made = asyncio.run(set_up(options.settings(), dry_run=dry_run, say=lines.append))
+    options.out("\n".join(lines), made=made, steps=lines)
+
+
+@config_app.command("show")
+def config_show() -> None:
+    """The settings in force, secrets masked."""
+    from cli.config import shown
+
+    text, data = shown(options.settings())
+    options.out(text, settings=data)
+
+
+@config_app.command("check")
+def config_check() -> None:
+    """Check the settings; exit code 2 names each mistake."""
+    from archiver.settings import find_file
+
+    options.settings()
+    path = find_file(options.config)
+    options.out(f"ok: {path or 'defaults and environment'}", file=str(path) if path else None)
+
+
+@config_app.command("schema")
+def config_schema() -> None:
+    """Every setting, its default and what it means."""
+    from archiver.settings import Settings
+    from cli.config import explained
+
+    print(json.dumps(Settings.model_json_schema(), indent=1) if options.json else explained())
+
+
+@app.command()
+def worker(
+    queues: Annotated[str, typer.Option(help="Comma-separated queues or groups, as worker.py --help says.")] = "all",
+) -> None:
+    """Serve task queues (the same as worker.py)."""
+    import worker as worker_module
+
+    arguments = ["--queues", queues] + (["-c", str(options.config)] if options.config else [])
+    raise typer.Exit(worker_module.main(arguments))
+
+
+@app.command()
+def dev(
+    data_dir: Annotated[Path, typer.Option(help="Where everything is kept.")] = Path("archiver-dev"),
+    temporal_port: Annotated[int, typer.Option(help="0: a free one")] = 0,
+    ui_port: Annotated[int, typer.Option(help="Web UI; 0: a free one")] = 0,
+    s3_port: Annotated[int, typer.Option(help="0: a free one")] = 0,
+    scicat_port: Annotated[int, typer.Option(help="stand-in; 0: a free one")] = 0,
+    scicat_url: Annotated[str, typer.Option(envvar="SCICAT_URL", help="Use this SciCat instead of the stand-in.")] = "",
+    scicat_user: Annotated[str, typer.Option(envvar="SCICAT_USER")] = "",
+    scicat_password: Annotated[str, typer.Option(envvar="SCICAT_PASSWORD", show_envvar=True)] = "",
+) -> None:
+    """Start everything on this machine: Temporal, Web UI, S3, SciCat stand-in, workers. Ctrl-C stops all of it."""
+    import threading
+
+    from archiver.errors import SettingsInvalid
+    from cli.dev import DevOptions, DevSystem
+
+    if scicat_url and not (scicat_user and scicat_password):
+        raise SettingsInvalid(
+            "--scicat-url needs an account", expected="--scicat-user and --scicat-password", found="one is missing"
+        )
+    wanted = DevOptions(
+        data_dir, temporal_port, ui_port, s3_port, scicat_port, scicat_url, scicat_user, scicat_password
+    )
+    system = DevSystem(wanted, options.say)
+    stop = threading.Event()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signum, lambda *_: stop.set())
+    system.start()
+    shown = {key: value for key, value in system.info.items() if "secret" not in key and "password" not in key}
+    lines = [f"{key:<22}{value}" for key, value in shown.items()]
+    options.out("\n".join(["ready", *lines, f"settings              {system.config}"]), **shown)
+    while not stop.wait(0.5):
+        system.watch()
+    options.say("stopping")
+    system.stop()
+
+
+def main() -> None:
+    """The entry point: one place where errors become four lines and an exit code."""
+    from cli.exits import exit_code
+
+    try:
+        app(standalone_mode=True)
+    except ArchiverError as error:
+        if options.json:
+            print(json.dumps({"version": 1, "error": {"type": error.type_name, "message": error.one_line()}}))
+        print(error.lines(), file=sys.stderr)
+        sys.exit(exit_code(error))
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""``archiver setup``: namespace, search attributes, buckets and the LTS marker. Idempotent."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+
+from temporalio.api.enums.v1 import IndexedValueType
+from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest, ListSearchAttributesRequest
+from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest, RegisterNamespaceRequest
+from temporalio.client import Client
+from temporalio.service import RPCError, RPCStatusCode
+
+from activities.connection import connect
+from archiver.errors import OwnFault, SourceFault, StagingFault
+from archiver.model import SEARCH_ATTRIBUTES
+from archiver.settings import Settings
+from archiver.storage.lts import FileSystemLts
+from archiver.storage.objects import Bucket
+
+RETENTION = timedelta(days=30)
+"""How long a new namespace keeps the histories of closed workflows."""
+NAMESPACE_SECONDS = 60
+
+Step = tuple[str, bool]
+"""What was looked at, and whether it had to be made."""
+
+
+async def set_up(settings: Settings, *, dry_run: bool, say: Callable[[str], None]) -> int:
+    """Make what is missing; returns how many things were (or, dry, would be) made. May be repeated."""
+    made = 0
+    client = await connect(settings, see_namespace=False)
+    steps = [await _namespace(client, dry_run), *await _search_attributes(client, dry_run)]
+    steps += await asyncio.to_thread(lambda: list(_stores(settings, dry_run)))
+    for what, missing in steps:
+        made += missing
+        say(f"{('would make' if dry_run else 'made') if missing else 'there':<10} {what}")
+    return made
+
+
+async def _namespace(client: Client, dry_run: bool) -> Step:
+    what = f"Temporal namespace {client.namespace}"
+    try:
+        await client.workflow_service.describe_namespace(DescribeNamespaceRequest(namespace=client.namespace))
+        return what, False
+    except RPCError as error:
+        if error.status != RPCStatusCode.NOT_FOUND:
+            raise
+    if not dry_run:
+        request = RegisterNamespaceRequest(namespace=client.namespace)
+        request.workflow_execution_retention_period.FromTimedelta(RETENTION)
+        await client.workflow_service.register_namespace(request)
+    return what, True
+
+
+async def _search_attributes(client: Client, dry_run: bool) -> list[Step]:
+    kinds = {
+        "Keyword": IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD,
+        "Int": IndexedValueType.INDEXED_VALUE_TYPE_INT,
+    }
+    there: dict[str, IndexedValueType.ValueType] = {}
+    # A new namespace is not known everywhere at once.
+    for attempt in range(NAMESPACE_SECONDS):
+        try:
+            answer = await client.operator_service.list_search_attributes(
+                ListSearchAttributesRequest(namespace=client.namespace)
+            )
+            there = dict(answer.custom_attributes)
+            break
+        except RPCError as error:
+            if error.status != RPCStatusCode.NOT_FOUND or dry_run or attempt == NAMESPACE_SECONDS - 1:
+                if dry_run:
+                    break
+                raise
+            await asyncio.sleep(1)
+    for name, kind in SEARCH_ATTRIBUTES.items():
+        if name in there and there[name] != kinds[kind]:
+            raise OwnFault(
+                f"Temporal search attribute {name} has another type",
+                expected=kind,
+                found=IndexedValueType.Name(there[name]),
+                next_step=f"temporal operator search-attribute remove --name {name}, then archiver setup",
+            )
+    missing = [name for name in SEARCH_ATTRIBUTES if name not in there]
+    if missing and not dry_run:
+        await client.operator_service.add_search_attributes(
+            AddSearchAttributesRequest(
+                namespace=client.namespace,
+                search_attributes={name: kinds[SEARCH_ATTRIBUTES[name]] for name in missing},
+            )
+        )
+    return [(f"search attribute {name}", name in missing) for name in SEARCH_ATTRIBUTES]
+
+
+def _stores(settings: Settings, dry_run: bool) -> Iterator[Step]:
+    buckets = [
+        Bucket(settings.staging.bucket, settings.s3, StagingFault),
+        Bucket(settings.retrieval.bucket, settings.s3, StagingFault),
+    ]
+    template = settings.landing.url_template
+    if template.startswith("s3://"):
+        name = template.removeprefix("s3://").split("/")[0]
+        if "{" not in name:
+            buckets.append(Bucket(name, settings.landing.s3 or settings.s3, SourceFault))
+    for bucket in buckets:
+        yield f"bucket {bucket.name}", bucket.ensure(dry_run=dry_run)
+    lts = FileSystemLts(settings.lts)
+    yield f"marker of LTS {settings.lts.identity!r} in {settings.lts.root}", lts.setup(dry_run=dry_run)
