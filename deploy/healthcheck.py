@@ -1,0 +1,31 @@
+"""Exit 0 if this container's worker polls Temporal: its metrics say that at least one poller is open.
+
+A draining worker has none and counts as unhealthy, which is right: it takes no work. Standard library only.
+"""
+
+import os
+import sys
+from urllib.request import urlopen
+
+
+def pollers(metrics: str) -> float:
+    """The sum over all task queues of Temporal's own gauge."""
+    lines = [line for line in metrics.splitlines() if line.startswith("temporal_num_pollers")]
+    return sum(float(line.rpartition(" ")[2]) for line in lines)
+
+
+def main() -> int:
+    """0: polls; 1: answers, but does not poll, or does not answer."""
+    port = os.environ["ARCHIVER_WORKER__METRICS_ADDRESS"].rpartition(":")[2]
+    try:
+        with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=4) as answer:  # noqa: S310  our own loopback address
+            count = pollers(answer.read().decode())
+    except OSError as error:
+        print(f"metrics do not answer on port {port}: {error}")
+        return 1
+    print(f"{count:.0f} pollers")
+    return 0 if count > 0 else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
