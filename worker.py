@@ -114,4 +114,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    sys.stderr.flush()
+    # Temporal's runtime threads may still run, and abort an interpreter that finalizes beneath them.
+    os._exit(code)

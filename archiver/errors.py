@@ -179,6 +179,14 @@ class Refused(ArchiverError):
     """The request is not ours, or must not be done: nothing was started or changed."""
 
 
+class UnknownJob(Refused):
+    """SciCat knows no job of this id."""
+
+
+class UnknownJob(Refused):
+    """SciCat knows no job of this id."""
+
+
 class SettingsInvalid(Refused):
     """Settings are missing, unknown or contradict each other."""
 

@@ -162,19 +162,101 @@ def dev(
     system.stop()
 
 
+@app.command()
+def archive(
+    pids: Annotated[list[str], typer.Argument(help="Datasets to archive.", metavar="PID...")],
+    wait: Annotated[bool, typer.Option("--wait", help="Follow the job to its end.")] = False,
+) -> None:
+    """Create the SciCat job for these datasets, as a user would, and start it."""
+    from cli import jobs
+
+    async def run() -> int:
+        settings = options.settings()
+        client = await jobs.connected(settings)
+        job_id = await jobs.submit(settings, pids)
+        return await _started(client, job_id, None, wait)
+
+    raise typer.Exit(asyncio.run(run()))
+
+
+@app.command()
+def start(
+    job: Annotated[str, typer.Argument(help="Id of a job that SciCat has.", metavar="JOB")],
+    pids: Annotated[list[str] | None, typer.Argument(help="Only these datasets.", metavar="[PID...]")] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Follow the job to its end.")] = False,
+) -> None:
+    """Start the workflow of a job that SciCat already has. Starting it again is harmless."""
+    from cli import jobs
+
+    async def run() -> int:
+        jobs.check_job_id(job)
+        return await _started(await jobs.connected(options.settings()), job, pids, wait)
+
+    raise typer.Exit(asyncio.run(run()))
+
+
+async def _started(client: Any, job_id: str, pids: list[str] | None, wait: bool) -> int:
+    from cli import jobs
+
+    handle = await jobs.start(client, job_id, pids)
+    if not wait:
+        options.out(f"started {handle.id}", job=job_id, workflow=handle.id)
+        return 0
+    options.say(f"started {handle.id}")
+    result, problem = await jobs.finish(handle, options.say)
+    if result is None:
+        options.out(f"{job_id}  FAILED  {problem}", job=job_id, workflow=handle.id, problem=problem)
+    else:
+        options.out(f"{job_id}  {result.status_code}  {result.message}", **result.model_dump(), workflow=handle.id)
+    return jobs.code_of(result)
+
+
+@app.command()
+def status(ref: Annotated[str, typer.Argument(help="A job's id, or a dataset's pid.", metavar="REF")]) -> None:
+    """What a job or dataset is doing, or how it ended."""
+    from cli import jobs
+
+    text, data = asyncio.run(jobs.describe(options.settings(), ref))
+    options.out(text, **data)
+
+
+@app.command()
+def demo(
+    data_dir: Annotated[Path | None, typer.Option(help="Keep everything here; default: a temporary directory.")] = None,
+    megabytes: Annotated[int, typer.Option(min=1, max=10_000, help="About so much data.")] = 200,
+) -> None:
+    """Archive a made-up dataset on an embedded system, and prove that it is archived."""
+    from cli.demo import run_demo
+
+    raise typer.Exit(run_demo(data_dir, megabytes, options.say))
+
+
 def main() -> None:
     """The entry point: one place where errors become four lines and an exit code."""
     from cli.exits import exit_code
 
     try:
         app(standalone_mode=True)
+        code: object = 0
     except ArchiverError as error:
         if options.json:
             print(json.dumps({"version": 1, "error": {"type": error.type_name, "message": error.one_line()}}))
         print(error.lines(), file=sys.stderr)
-        sys.exit(exit_code(error))
+        code = exit_code(error)
+    except SystemExit as end:
+        code = end.code
+    except Exception as error:  # noqa: BLE001  the last line of defence: no traceback meets an operator
+        if os.environ.get("PYTHONFAULTHANDLER"):
+            raise
+        print(f"error    unexpected {type(error).__name__}: {error}"[:800], file=sys.stderr)
+        print("next     report it; PYTHONFAULTHANDLER=1 shows where it happened", file=sys.stderr)
+        code = 1
     except KeyboardInterrupt:
-        sys.exit(130)
+        code = 130
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Temporal's runtime threads may still run, and abort an interpreter that finalizes beneath them.
+    os._exit(code if isinstance(code, int) else 0 if code is None else 1)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ def main() -> int:
     """0: polls; 1: answers, but does not poll, or does not answer."""
     port = os.environ["ARCHIVER_WORKER__METRICS_ADDRESS"].rpartition(":")[2]
     try:
-        with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=4) as answer:  # noqa: S310  our own loopback address
+        with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=4) as answer:
             count = pollers(answer.read().decode())
     except OSError as error:
         print(f"metrics do not answer on port {port}: {error}")

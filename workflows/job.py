@@ -205,18 +205,10 @@ class ArchiveJob:
         self.at("reporting", BYTES_TOTAL.value_set(self.size_bytes))
         if problem is not None and problem.type == "UnknownJob":
             raise as_failure(problem)
-        finished = await steps.FINISH_JOB.run(
-            m.FinishJobRequest(
-                job_id=r.job_id,
-                total=self.state.total,
-                counts=self.state.counts,
-                outcomes=self.state.outcomes,
-                problem=problem,
-                stopped=self.stop,
-            ),
-            policy=self.state.policy,
-            summary="report the end of the job",
-        )
+        try:
+            finished = await self.report(problem)
+        except ActivityError as error:
+            raise as_failure(explain(error)) from None
         self.message = finished.message
         self.at(finished.status_code)
         if problem is not None:
@@ -228,6 +220,22 @@ class ArchiveJob:
             status_code=finished.status_code,
             message=finished.message,
             counts=self.state.counts,
+        )
+
+    async def report(self, problem: m.ErrorInfo | None) -> m.FinishJobResult:
+        """Tell SciCat."""
+        r = self.request
+        return await steps.FINISH_JOB.run(
+            m.FinishJobRequest(
+                job_id=r.job_id,
+                total=self.state.total,
+                counts=self.state.counts,
+                outcomes=self.state.outcomes,
+                problem=problem,
+                stopped=self.stop,
+            ),
+            policy=self.state.policy,
+            summary="report the end of the job",
         )
 
     def at(self, stage: str, *more: object) -> None:

@@ -19,7 +19,7 @@ import stamina
 
 from archiver.catalogue import payloads
 from archiver.catalogue.records import Datablock, Dataset, Job, OrigDatablock
-from archiver.errors import CatalogueFault, CatalogueRecordInvalid, Refused, SettingsInvalid
+from archiver.errors import CatalogueFault, CatalogueRecordInvalid, SettingsInvalid, UnknownJob
 from archiver.settings import SciCatSettings
 
 RENEW_SHARE = 0.8
@@ -87,10 +87,10 @@ class SciCat:
     # --- jobs ---------------------------------------------------------------------------------------------------------
 
     async def job(self, job_id: str) -> Job:
-        """A job by its id. Raises ``Refused`` if SciCat knows none (it says 400, contract 1.2)."""
+        """A job by its id. Raises ``UnknownJob`` if SciCat knows none (it says 400, contract 1.2)."""
         status, body = await self._call("GET", f"/api/v4/jobs/{quote(job_id, safe='')}", allow=(400, 404))
         if status != 200 or not isinstance(body, dict):
-            raise Refused(
+            raise UnknownJob(
                 f"SciCat knows no job {job_id}",
                 expected="a job of that id that our account may read",
                 found=_words(body) or f"status {status}",

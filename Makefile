@@ -1,0 +1,55 @@
+# The two commands are `make demo` and `make test`. Needs Python 3.11 or later, make, and the package registries.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+LOCKS := requirements-dev.lock requirements-sdk-4.27.lock
+
+.PHONY: setup servers demo test test-scale lint benchmark lock clean
+
+setup: $(STAMP)
+
+$(STAMP): $(LOCKS) pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error    Python 3.11 or later is needed"; echo "found    $$($(PYTHON) --version)"; echo "next     make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 2; }
+	@echo "making $(VENV) (once)"
+	@if command -v uv >/dev/null 2>&1; then \
+	  uv venv -q --allow-existing --python $(PYTHON) --seed $(VENV) && \
+	  uv pip install -q --python $(BIN)/python --require-hashes -r requirements-dev.lock; \
+	else \
+	  $(PYTHON) -m venv $(VENV) && \
+	  $(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements-dev.lock; \
+	fi
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --require-hashes --upgrade \
+	  --target $(VENV)/sdk-4.27 -r requirements-sdk-4.27.lock
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+servers: setup
+	@$(BIN)/python -c 'from cli.servers import obtain; [obtain(name) for name in ("temporal", "versitygw")]'
+
+demo: servers
+	@$(BIN)/archiver demo
+
+test: servers
+	@$(BIN)/python -m pytest -m "not scale" $(PYTEST)
+
+test-scale: servers
+	@$(BIN)/python -m pytest -m scale $(PYTEST)
+
+lint: setup
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+benchmark: servers
+	@$(BIN)/python -m benchmarks.run $(BENCHMARK)
+
+# Locks name versions and hashes, never an index or a download address.
+lock:
+	uv pip compile -q pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes --custom-compile-command "make lock" -o requirements-dev.lock
+	uv pip compile -q pyproject.toml --universal --python-version 3.11 --generate-hashes -c requirements-dev.lock --custom-compile-command "make lock" -o requirements.lock
+
+clean:
+	rm -rf $(VENV) build *.egg-info

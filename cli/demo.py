@@ -1,0 +1,279 @@
+"""``archiver demo``: a made-up dataset, archived on an embedded system, and the proof of it by tools that are not ours."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import random
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import boto3
+import httpx
+from botocore.config import Config
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+from temporalio.client import Client
+from temporalio.service import RPCError
+
+from archiver.catalogue.payloads import ARCHIVED
+from archiver.errors import OwnFault, StagingFault
+from archiver.settings import load
+from archiver.storage.objects import Bucket
+from cli import jobs
+from cli.dev import DevOptions, DevSystem
+from workflows.visible import size
+
+MIB = 2**20
+SMALL_FILES = 300
+LOOK_SECONDS = 0.15
+
+
+@dataclass
+class Sample:
+    """The made-up dataset: its files below ``folder``, and their paths."""
+
+    folder: Path
+    pid: str = ""
+    files: list[tuple[str, int]] = field(default_factory=list)
+
+    @property
+    def size_bytes(self) -> int:
+        """Of all files."""
+        return sum(size_bytes for _, size_bytes in self.files)
+
+
+def run_demo(data_dir: Path | None, megabytes: int, say: Callable[[str], None]) -> int:
+    """Run it; 0 only if every part of the proof held."""
+    with (
+        tempfile.TemporaryDirectory(prefix="archiver-demo-")
+        if data_dir is None
+        else nullcontext(str(data_dir)) as folder
+    ):
+        target = max(8, megabytes // 2) * MIB
+        system = DevSystem(DevOptions(Path(folder) / "dev", datablock_bytes=target), say)
+        started = time.monotonic()
+        system.start()
+        try:
+            info = system.info
+            _row("ready", f"Temporal {info['temporal_address']} (UI {info['temporal_ui']})   S3 {info['s3_endpoint']}")
+            _row("", f"SciCat stand-in {info['scicat_url']}   {time.monotonic() - started:.1f} s")
+            held = asyncio.run(_Demo(system, Path(folder), megabytes).run())
+        finally:
+            system.stop()
+    _row("result", "everything held" if held else "SOMETHING DID NOT HOLD: see above")
+    return 0 if held else 1
+
+
+class _Demo:
+    def __init__(self, system: DevSystem, folder: Path, megabytes: int) -> None:
+        self.info: dict[str, Any] = system.info
+        self.settings = load(system.config)
+        self.folder = folder
+        self.megabytes = megabytes
+        self.held = True
+
+    async def run(self) -> bool:
+        """Make, archive, prove, archive again."""
+        sample = _make_files(self.folder / f"source-{int(time.time())}", self.megabytes)
+        async with httpx.AsyncClient(base_url=self.info["scicat_url"], timeout=60, trust_env=False) as scicat:
+            await self._catalogue(scicat, sample)
+            client = await jobs.connected(self.settings)
+            job_id, seconds = await self._archive(client, scicat, sample)
+            await self._prove(scicat, sample, job_id)
+            rate = sample.size_bytes / seconds / 1e6
+            _row("time", f"{seconds:.1f} s from the job's start to its final status, {rate:.0f} MB/s")
+            before = _fingerprint(self.lts(sample))
+            job_id, seconds = await self._archive(client, scicat, sample, quiet=True)
+            same = before == _fingerprint(self.lts(sample))
+            job = (await scicat.get(f"/api/v4/jobs/{job_id}")).json()
+            self._check("again", f"same dataset once more: {job['statusMessage']} ({seconds:.1f} s)", same)
+        return self.held
+
+    def lts(self, sample: Sample) -> Path:
+        """The dataset's directory on the LTS."""
+        return Path(self.info["lts_root"]) / sample.pid
+
+    async def _catalogue(self, scicat: httpx.AsyncClient, sample: Sample) -> None:
+        account = {"username": self.info["scicat_user"], "password": self.info["scicat_password"]}
+        answer = await scicat.post("/api/v3/auth/login", json=account)
+        scicat.headers["Authorization"] = f"Bearer {answer.json()['access_token']}"
+        record = {"ownerGroup": "demo", "type": "raw", "sourceFolder": "/demo", "datasetName": "archiver demo"}
+        sample.pid = _created(await scicat.post("/api/v3/datasets", json=record))["pid"]
+        s3 = self.settings.s3
+        client = boto3.session.Session().client(
+            "s3",
+            endpoint_url=str(s3.endpoint),
+            aws_access_key_id=s3.access_key,
+            aws_secret_access_key=s3.secret_key.get_secret_value() if s3.secret_key else None,
+            region_name=s3.region,
+            config=Config(s3={"addressing_style": "path"}),
+        )
+
+        def upload(path: str) -> None:
+            client.upload_file(str(sample.folder / path), self.info["buckets"]["landing"], f"{sample.pid}/{path}")
+
+        def upload_all() -> None:
+            with ThreadPoolExecutor(4) as pool:
+                list(pool.map(upload, (path for path, _ in sample.files)))
+
+        await asyncio.to_thread(upload_all)
+        listed = [
+            {"path": path, "size": count, "time": "2026-01-01T12:00:00.000Z", "chk": _sha256(sample.folder / path)}
+            for path, count in sample.files
+        ]
+        for part in _batched(listed, 150):
+            block = {
+                "datasetId": sample.pid,
+                "size": sum(int(str(file["size"])) for file in part),
+                "chkAlg": "sha256",
+                "dataFileList": list(part),
+            }
+            _created(await scicat.post("/api/v3/origdatablocks", json=block))
+        _row(
+            "dataset",
+            f"{sample.pid}   {len(sample.files)} files, {size(sample.size_bytes)}, names with spaces and umlauts",
+        )
+
+    async def _archive(
+        self, client: Client, scicat: httpx.AsyncClient, sample: Sample, *, quiet: bool = False
+    ) -> tuple[str, float]:
+        listed = [{"pid": sample.pid, "files": []}]
+        job = {"type": "archive", "ownerGroup": "demo", "jobParams": {"datasetList": listed}}
+        job_id = str(_created(await scicat.post("/api/v4/jobs", json=job))["id"])
+        started = time.monotonic()
+        handle = await jobs.start(client, job_id, None)
+        if not quiet:
+            _row(
+                "job",
+                f"archive {job_id}   open: {self.info['temporal_ui']}/namespaces/default/workflows/{quote(handle.id, safe='')}",
+            )
+        result = asyncio.ensure_future(jobs.finish(handle, lambda _: None))
+        if not quiet:
+            await self._bars(client, sample.pid, result)
+        ended, problem = await result
+        if ended is None or ended.status_code != "finishedSuccessful":
+            self._check("job", problem or (ended.message if ended else "failed"), False)
+        return job_id, time.monotonic() - started
+
+    async def _bars(self, client: Client, pid: str, result: asyncio.Future[Any]) -> None:
+        console = Console(stderr=True)
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            DownloadColumn(binary_units=True),
+            TransferSpeedColumn(),
+        )
+        with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
+            shown: dict[tuple[int, str], Any] = {}
+            while not result.done():
+                try:
+                    _, data = await jobs.describe_dataset(client, pid)
+                except RPCError:
+                    data = {"datablocks": []}
+                for block in data["datablocks"]:
+                    key = (block["n"], block["stage"])
+                    if key not in shown:
+                        shown[key] = bars.add_task(f" {block['stage']:<20} {block['n']}", total=None)
+                        if not console.is_terminal:
+                            _row(block["stage"].split()[0], f"datablock {block['n']}: {block['stage']}")
+                    bars.update(shown[key], completed=block["done_bytes"], total=block["total_bytes"] or None)
+                await asyncio.wait([result], timeout=LOOK_SECONDS)
+
+    async def _prove(self, scicat: httpx.AsyncClient, sample: Sample, job_id: str) -> None:
+        dataset = (await scicat.get(f"/api/v4/datasets/{quote(sample.pid, safe='')}")).json()
+        lifecycle, job = dataset["datasetlifecycle"], (await scicat.get(f"/api/v4/jobs/{job_id}")).json()
+        blocks = (await scicat.get(f"/api/v3/datasets/{quote(sample.pid, safe='')}/datablocks")).json()
+        held = (
+            lifecycle["archiveStatusMessage"] == ARCHIVED and lifecycle["retrievable"] and not lifecycle["archivable"]
+        )
+        held = held and job["statusCode"] == "finishedSuccessful"
+        held = held and dataset["numberOfFilesArchived"] == len(sample.files) and len(blocks) > 0
+        text = f"{len(blocks)} datablocks registered, {lifecycle['archiveStatusMessage']}, job {job['statusCode']}"
+        self._check("scicat", text, held)
+        await asyncio.to_thread(self._prove_bag, sample)
+        staged = list(Bucket(self.settings.staging.bucket, self.settings.s3, StagingFault).list(""))
+        self._check("", f"left in staging: {len(staged)} objects", not staged)
+        shutil.rmtree(sample.folder, ignore_errors=True)
+
+    def _prove_bag(self, sample: Sample) -> None:
+        """With sha256sum, tar and diff alone."""
+        bag = self.lts(sample)
+        sums = subprocess.run(["sha256sum", "-c", "manifest-sha256.txt"], cwd=bag, capture_output=True, text=True)
+        self._check(
+            "proof", f"$ sha256sum -c manifest-sha256.txt   -> {sums.stdout.count(': OK')} OK", sums.returncode == 0
+        )
+        with tempfile.TemporaryDirectory(dir=self.folder) as unpacked:
+            held = True
+            for block in sorted(bag.glob("data/*.tar.gz")):
+                held = held and subprocess.run(["tar", "-xzf", str(block), "-C", unpacked]).returncode == 0
+            compared = subprocess.run(["diff", "-r", str(sample.folder), unpacked], capture_output=True, text=True)
+            held = held and compared.returncode == 0
+            self._check(
+                "",
+                f"$ tar -xzf data/N.tar.gz; diff -r source unpacked   -> {'identical' if held else compared.stdout[:300]}",
+                held,
+            )
+
+    def _check(self, label: str, text: str, held: bool) -> None:
+        _row(label, text if held else f"{text}   DOES NOT HOLD")
+        self.held = self.held and held
+
+
+def _make_files(folder: Path, megabytes: int) -> Sample:
+    """A few hundred files of mixed sizes: one large, a few middle, many small; the large ones shrink, some do not."""
+    rng = random.Random(megabytes)  # noqa: S311  no secret
+    sample = Sample(folder)
+    tile = rng.randbytes(4096) + bytes(4096 * 7)
+    large = megabytes * MIB * 6 // 10
+    wanted: list[tuple[str, int, bool]] = [("raw/scan_0001.h5", large, True)]
+    wanted += [(f"raw/scan_{k:04}.h5", large // 20, k % 2 == 0) for k in range(2, 12)]
+    wanted += [(f"frames/frame {k:04}.tif", rng.randrange(200, 60_000), False) for k in range(SMALL_FILES)]
+    wanted += [("Übersicht der Messung.txt", 1234, True), ('notes/it\'s "done".txt', 77, True), ("empty.log", 0, True)]
+    for path, count, shrinks in wanted:
+        target = folder / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with target.open("wb") as file:
+            for start in range(0, count, MIB):
+                piece = min(MIB, count - start)
+                file.write((tile * (piece // len(tile) + 1))[:piece] if shrinks else rng.randbytes(piece))
+        sample.files.append((path, count))
+    return sample
+
+
+def _batched(items: list[dict[str, Any]], count: int) -> Iterator[list[dict[str, Any]]]:
+    for start in range(0, len(items), count):
+        yield items[start : start + count]
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _fingerprint(folder: Path) -> list[tuple[str, int, int]]:
+    return sorted(
+        (str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()
+    )
+
+
+def _created(answer: httpx.Response) -> dict[str, Any]:
+    if answer.status_code != 201:
+        raise OwnFault(
+            "SciCat did not take what the demo made", expected="201", found=f"{answer.status_code} {answer.text[:200]}"
+        )
+    data: dict[str, Any] = answer.json()
+    return data
+
+
+def _row(label: str, text: str) -> None:
+    print(f" {label:<8} {text}", flush=True)

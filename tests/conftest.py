@@ -1,0 +1,70 @@
+"""Real servers for all tests: a Temporal dev server, an S3 server over HTTP. Started once a session, on free ports."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+from temporalio.client import Client
+from temporalio.contrib.pydantic import pydantic_data_converter
+
+from archiver.settings import S3Settings
+from cli import servers
+
+pytest_plugins: list[str] = []
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--no-skips", action="store_true", help="a test that did not run is a failure (CI)")
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if session.config.getoption("--no-skips") and reporter is not None and reporter.stats.get("skipped"):
+        reporter.write_line("NOT RUN: skipped tests are no success here", red=True)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.fixture(scope="session")
+def temporal_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real Temporal dev server, in memory."""
+    port = servers.free_port()
+    child = servers.temporal_dev_server(tmp_path_factory.mktemp("temporal"), port=port, in_memory=True).start()
+    child.wait_for_port(port)
+    yield f"127.0.0.1:{port}"
+    child.stop()
+
+
+@pytest.fixture(scope="session")
+async def temporal_client(temporal_address: str) -> Client:
+    """A client of it, once its namespace answers."""
+    for _ in range(100):
+        try:
+            client = await Client.connect(temporal_address, data_converter=pydantic_data_converter)
+            await client.count_workflows()
+            break
+        except Exception:
+            await asyncio.sleep(0.1)
+    return client
+
+
+@pytest.fixture(scope="session")
+def s3_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the S3 server keeps its buckets."""
+    return tmp_path_factory.mktemp("s3")
+
+
+@pytest.fixture(scope="session")
+def s3(s3_folder: Path) -> Iterator[S3Settings]:
+    """A real S3 server over HTTP (versitygw)."""
+    port, access, secret = servers.free_port(), "test" + secrets.token_hex(4), secrets.token_urlsafe(16)
+    child = servers.s3_server(s3_folder, port=port, access_key=access, secret_key=secret).start()
+    child.wait_for_port(port)
+    yield S3Settings.model_validate(
+        {"endpoint": f"http://127.0.0.1:{port}", "access_key": access, "secret_key": SecretStr(secret)}
+    )
+    child.stop()
