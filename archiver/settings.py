@@ -2,7 +2,7 @@
 
 Order: environment over file over default. The file is the one given, else ``ARCHIVER_CONFIG``, ``./archiver.toml``,
 ``~/.config/archiver/archiver.toml``, ``/etc/archiver/archiver.toml``: the first that exists. Nested keys in the
-environment use two underscores: ``ARCHIVER_LTS__ROOT=/lts``. Any secret may come from a file instead:
+environment use two underscores: ``ARCHIVER_LTS__ROOT=/lts``. A secret may come from a file instead:
 ``ARCHIVER_SCICAT__PASSWORD_FILE=/run/secrets/scicat``. Temporal's connection comes from Temporal's own environment
 configuration (``TEMPORAL_ADDRESS``, ``TEMPORAL_NAMESPACE``, TLS, API key); ``[temporal]`` gives only its defaults.
 """
@@ -29,6 +29,7 @@ from pydantic import (
 )
 from pydantic_settings import (
     BaseSettings,
+    EnvSettingsSource,
     InitSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
@@ -47,6 +48,8 @@ SIZE_UNITS = {
     "GB": 10**9,
     "TB": 10**12,
 }
+SECRETS = (("scicat", "password"), ("scicat", "token"), ("s3", "secret_key"))
+"""Section and name of each secret that a file may hold."""
 LANDING_FIELDS = frozenset({"pid", "source_folder", "owner_group", "proposal_id"})
 
 
@@ -314,7 +317,7 @@ class _SecretFiles(InitSettingsSource):
 
     def __init__(self, settings_cls: type[BaseSettings], environment: Mapping[str, str]) -> None:
         data: dict[str, Any] = {}
-        for section, name in (("scicat", "password"), ("scicat", "token"), ("s3", "secret_key")):
+        for section, name in SECRETS:
             variable = f"ARCHIVER_{section}__{name}_FILE".upper()
             if path := environment.get(variable):
                 try:
@@ -323,6 +326,17 @@ class _SecretFiles(InitSettingsSource):
                     raise SettingsInvalid(f"{variable} names {path}, which cannot be read: {error.strerror}") from None
                 data.setdefault(section, {})[name] = secret
         super().__init__(settings_cls, data)
+
+
+class _Environment(EnvSettingsSource):
+    """The environment without the ``_FILE`` variables, which ``_SecretFiles`` reads: no section has such a key."""
+
+    def __call__(self) -> dict[str, Any]:
+        data = super().__call__()
+        for section, name in SECRETS:
+            if isinstance(values := data.get(section), dict):
+                values.pop(f"{name}_file", None)
+        return data
 
 
 class Settings(BaseSettings):
@@ -369,7 +383,7 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Environment over secret files over the TOML file (given as the ``init`` source by ``load``)."""
-        return env_settings, init_settings
+        return _Environment(settings_cls), init_settings
 
 
 def find_file(given: Path | None = None) -> Path | None:
