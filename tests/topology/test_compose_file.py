@@ -46,9 +46,16 @@ def seconds(duration: str) -> float:
 
 
 def test_composes_own_loader_takes_the_file(model: Model) -> None:
-    assert {"temporal", "postgresql", "temporal-ui", "s3", "scicat", "scicat-frontend", "mongodb", *compose.OURS} <= set(
-        model["services"]
-    )
+    assert {
+        "temporal",
+        "postgresql",
+        "temporal-ui",
+        "s3",
+        "scicat",
+        "scicat-frontend",
+        "mongodb",
+        *compose.OURS,
+    } <= set(model["services"])
 
 
 @pytest.mark.parametrize("missing", compose.required_variables())
@@ -153,7 +160,9 @@ def test_p12_the_lts_worker_is_one_process_that_ends_before_its_successor_starts
 
 def test_p12_no_other_service_serves_the_lts_queues_or_sees_the_lts(model: Model) -> None:
     serving = {
-        name: queues_of(service) for name, service in model["services"].items() if "--queues" in service.get("command", [])
+        name: queues_of(service)
+        for name, service in model["services"].items()
+        if "--queues" in service.get("command", [])
     }
     assert [name for name, queues in serving.items() if set(queues) & set(LTS_QUEUES)] == ["worker-lts"]
     assert sorted(queue for queues in serving.values() for queue in queues) == sorted(GROUPS["all"])
@@ -237,7 +246,8 @@ def test_our_image_builds_with_the_setuptools_of_the_development_lock() -> None:
 def test_scicat_knows_our_job_types_and_gives_our_account_what_it_needs(model: Model) -> None:
     """Contract 1.8 (both create and update, groups with @) and 4 (ADMIN_GROUPS and DELETE_GROUPS)."""
     jobs = {
-        job["jobType"]: job for job in yaml.safe_load((ROOT / "deploy/scicat/jobConfig.yaml").read_text("utf-8"))["jobs"]
+        job["jobType"]: job
+        for job in yaml.safe_load((ROOT / "deploy/scicat/jobConfig.yaml").read_text("utf-8"))["jobs"]
     }
     assert set(jobs) >= {Settings().archive.job_type, "retrieve"}
     accounts = {item["username"]: item for item in json.loads(model["configs"]["scicat_accounts"]["content"])}
