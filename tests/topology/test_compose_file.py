@@ -129,7 +129,7 @@ def test_nothing_is_published_beyond_this_machine_and_temporals_server_not_at_al
         for name, service in model["services"].items()
         if service.get("ports")
     }
-    assert published == dict.fromkeys(["s3", "scicat", "scicat-frontend", "temporal-ui"], ["127.0.0.1"])
+    assert published == {name: ["127.0.0.1"] for name in ("s3", "scicat", "scicat-frontend", "temporal-ui")}
     assert list(model["services"]["temporal"]["networks"]) == ["temporal"]
     assert model["networks"]["temporal"]["internal"] is True
 
