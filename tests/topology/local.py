@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import os
 import pwd
+import secrets
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -44,13 +46,12 @@ class Topology:
     def __init__(self, model: Model, folder: Path) -> None:
         self.services: Mapping[str, Any] = model["services"]
         self.folder = folder
-        self.ports = {name: free_port() for name in PORTS}
+        self.ports = {name: _low_port() for name in PORTS}
         self.children: dict[str, Child] = {}
         self._secrets: dict[str, Path] = {}
         (folder / "logs").mkdir()
         (folder / "bin").mkdir()
         (folder / "bin" / "temporal-sql-tool").symlink_to(obtain("temporal-sql"))
-        (folder / "bin" / "python").symlink_to(sys.executable)
         for name, secret in model["secrets"].items():
             path = folder / f"secret-{name}"
             path.write_text(secret["x-#value"])  # the loader's key for the value that it found in the environment
@@ -103,12 +104,14 @@ class Topology:
         """The service's command."""
         return [self._here(name, part) for part in self.services[name]["command"]]
 
-    def run(self, name: str, *command: str, seconds: float = 120) -> subprocess.CompletedProcess[str]:
-        """What ``docker compose run NAME COMMAND`` would do; without a command, the service's own."""
+    def run(
+        self, name: str, *command: str, seconds: float = 120, more: Mapping[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """What ``docker compose run -e MORE NAME COMMAND`` would do; without a command, the service's own."""
         done = [self._here(name, part) for part in command] or self.command(name)
         return subprocess.run(
             done,
-            env=self.environment(name),
+            env={**self.environment(name), **(more or {})},
             cwd=self.folder,
             capture_output=True,
             text=True,
@@ -147,7 +150,7 @@ class Topology:
             **self.environment("temporal"),
             "TEMPORAL_BROADCAST_ADDRESS": "127.0.0.1",
             "FRONTEND_GRPC_PORT": str(self.ports["temporal"]),
-            **{name: str(free_port()) for name in INNER_PORTS},
+            **{name: str(_low_port()) for name in INNER_PORTS},
         }
         server = self._child("temporal", [str(obtain("temporal-server")), "start"], environment)
         server.wait_for_port(self.ports["temporal"])
@@ -192,6 +195,15 @@ class Topology:
                 child.stop(signal.SIGINT if name == "postgresql" else signal.SIGTERM, seconds=30)
         if hasattr(self, "_postgresql_data"):
             shutil.rmtree(self._postgresql_data)
+
+
+def _low_port() -> int:
+    """A free port below the ephemeral ones: Temporal's schema keeps its members' ports in PostgreSQL's ``smallint``."""
+    while True:
+        port = secrets.choice(range(20_000, 32_000))
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)):
+                return port
 
 
 def _postgresql_program(name: str) -> str:

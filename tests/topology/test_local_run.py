@@ -17,6 +17,7 @@ import pytest
 from temporalio.api.workflowservice.v1 import GetClusterInfoRequest
 from temporalio.client import Client
 
+from cli.servers import free_port
 from tests.topology import compose
 from tests.topology.local import Topology
 
@@ -209,7 +210,8 @@ async def test_p8_no_secret_of_the_topology_is_in_a_history_or_a_log(
 
 
 def test_p12_a_second_lts_worker_refuses_to_serve(topology: Topology) -> None:
-    second = topology.run("worker-lts", seconds=60)
+    own_port = {"ARCHIVER_WORKER__METRICS_ADDRESS": f"127.0.0.1:{free_port()}"}  # in a container it is its own anyway
+    second = topology.run("worker-lts", more=own_port, seconds=60)
     assert second.returncode == 6, second.stderr
     assert "lock" in second.stderr
 
