@@ -265,6 +265,7 @@ def test_scicats_frontend_is_told_where_the_backend_is_and_that_there_are_jobs(m
     assert config == {"lbBaseURL": "http://localhost:3000", "jobsEnabled": True, "archiveWorkflowEnabled": True}
 
 
+@pytest.mark.topology
 def test_temporals_dynamic_configuration_has_only_keys_that_this_server_knows() -> None:
     file = ROOT / "deploy" / "temporal" / "dynamicconfig.yaml"
     done = subprocess.run(

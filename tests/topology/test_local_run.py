@@ -29,6 +29,8 @@ FILES = {
 }
 STARTUP_SECONDS = 90
 
+pytestmark = pytest.mark.topology
+
 
 @pytest.fixture(scope="module")
 def variables() -> dict[str, str]:
