@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import pwd
-import secrets
+import random
 import shutil
 import signal
 import socket
@@ -46,7 +46,9 @@ class Topology:
     def __init__(self, model: Model, folder: Path) -> None:
         self.services: Mapping[str, Any] = model["services"]
         self.folder = folder
-        self.ports = {name: _low_port() for name in PORTS}
+        ports = _low_ports(len(PORTS) + len(INNER_PORTS))
+        self.ports = dict(zip(PORTS, ports, strict=False))
+        self._inner_ports = dict(zip(INNER_PORTS, map(str, ports[len(PORTS) :]), strict=True))
         self.children: dict[str, Child] = {}
         self._secrets: dict[str, Path] = {}
         (folder / "logs").mkdir()
@@ -150,7 +152,7 @@ class Topology:
             **self.environment("temporal"),
             "TEMPORAL_BROADCAST_ADDRESS": "127.0.0.1",
             "FRONTEND_GRPC_PORT": str(self.ports["temporal"]),
-            **{name: str(_low_port()) for name in INNER_PORTS},
+            **self._inner_ports,
         }
         server = self._child("temporal", [str(obtain("temporal-server")), "start"], environment)
         server.wait_for_port(self.ports["temporal"])
@@ -197,13 +199,16 @@ class Topology:
             shutil.rmtree(self._postgresql_data)
 
 
-def _low_port() -> int:
-    """A free port below the ephemeral ones: Temporal's schema keeps its members' ports in PostgreSQL's ``smallint``."""
-    while True:
-        port = secrets.choice(range(20_000, 32_000))
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)):
-                return port
+def _low_ports(count: int) -> list[int]:
+    """Free ports below the ephemeral ones: Temporal's schema keeps its members' ports in PostgreSQL's ``smallint``."""
+    candidates = random.sample(range(20_000, 32_000), 20 * count)
+    free = [port for port in candidates if _refuses(port)]
+    return free[:count]
+
+
+def _refuses(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
 
 
 def _postgresql_program(name: str) -> str:
