@@ -183,10 +183,6 @@ class UnknownJob(Refused):
     """SciCat knows no job of this id."""
 
 
-class UnknownJob(Refused):
-    """SciCat knows no job of this id."""
-
-
 class SettingsInvalid(Refused):
     """Settings are missing, unknown or contradict each other."""
 
