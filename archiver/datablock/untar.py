@@ -12,8 +12,8 @@ BLOCK = 512
 PAX_LIMIT = 64 * 2**10
 
 
-class TarDamaged(Exception):
-    """The stream is not a tar as we write it; the text says what was expected and found."""
+class Damaged(Exception):
+    """The bytes are not those of the datablock; the text says what was expected and found."""
 
 
 class MemberSink(Protocol):
@@ -30,7 +30,7 @@ class MemberSink(Protocol):
 
 
 class TarStream:
-    """Feed it the tar's bytes in pieces of any size, then call ``close``. Raises ``TarDamaged``."""
+    """Feed it the tar's bytes in pieces of any size, then call ``close``. Raises ``Damaged``."""
 
     def __init__(self, sink: MemberSink) -> None:
         self._sink = sink
@@ -70,32 +70,32 @@ class TarStream:
     def close(self) -> None:
         """The tar has ended: it must have ended with its end-of-archive blocks and nothing behind them."""
         if self._left or self._pending or self._zero_blocks != 2:
-            raise TarDamaged(f"end-of-archive blocks expected, found the end after {self.position} bytes")
+            raise Damaged(f"end-of-archive blocks expected, found the end after {self.position} bytes")
 
     def _header(self, block: bytes) -> None:
         if not any(block):
             self._zero_blocks += 1
             if self._zero_blocks > 2:
-                raise TarDamaged(f"nothing expected behind the end of the archive, found more at {self.position}")
+                raise Damaged(f"nothing expected behind the end of the archive, found more at {self.position}")
             return
         if self._zero_blocks:
-            raise TarDamaged(f"end-of-archive expected at {self.position - BLOCK}, found a header")
+            raise Damaged(f"end-of-archive expected at {self.position - BLOCK}, found a header")
         if block[257:265] != b"ustar\x0000":
-            raise TarDamaged(f"a ustar header expected at {self.position - BLOCK}, found none")
+            raise Damaged(f"a ustar header expected at {self.position - BLOCK}, found none")
         stated = _octal(block[148:156], "checksum")
         if stated != sum(block[:148]) + 8 * 32 + sum(block[156:]):
-            raise TarDamaged(f"header checksum {stated} expected at {self.position - BLOCK}, found another")
+            raise Damaged(f"header checksum {stated} expected at {self.position - BLOCK}, found another")
         kind, size = block[156:157], _octal(block[124:136], "size")
         if not self._pax:
             self._start = self.position - BLOCK
         if kind == b"x":
             if self._pax or not 0 < size <= PAX_LIMIT:
-                raise TarDamaged(f"one small PAX header per file expected, found one of {size} bytes")
+                raise Damaged(f"one small PAX header per file expected, found one of {size} bytes")
             padded = -(-size // BLOCK) * BLOCK
             self._need, self._on = padded, lambda data: self._extended(data, size)
             return
         if kind != b"0":
-            raise TarDamaged(f"a regular file expected at {self._start}, found type {kind!r}")
+            raise Damaged(f"a regular file expected at {self._start}, found type {kind!r}")
         name = block[:100].split(b"\0", 1)[0]
         prefix = block[345:500].split(b"\0", 1)[0]
         path = self._pax.get("path") or _text(prefix + b"/" + name if prefix else name)
@@ -109,20 +109,20 @@ class TarStream:
 
     def _extended(self, data: bytes, size: int) -> None:
         if any(data[size:]):
-            raise TarDamaged("zeros expected behind a PAX header, found other bytes")
+            raise Damaged("zeros expected behind a PAX header, found other bytes")
         rest = data[:size]
         while rest:
             digits, space, _ = rest.partition(b" ")
             length = _decimal(_text(digits))
             if not space or length <= len(digits) + 1 or length > len(rest) or rest[length - 1 : length] != b"\n":
-                raise TarDamaged("PAX records 'length key=value' expected, found other bytes")
+                raise Damaged("PAX records 'length key=value' expected, found other bytes")
             key, equals, value = rest[len(digits) + 1 : length - 1].partition(b"=")
             if not equals:
-                raise TarDamaged("a PAX record with '=' expected, found none")
+                raise Damaged("a PAX record with '=' expected, found none")
             self._pax[_text(key)] = _text(value)
             rest = rest[length:]
         if not self._pax:
-            raise TarDamaged("a PAX record expected, found none")
+            raise Damaged("a PAX record expected, found none")
         self._need, self._on = BLOCK, self._header
 
     def _finish_member(self) -> None:
@@ -132,7 +132,7 @@ class TarStream:
 
     def _padding(self, data: bytes) -> None:
         if any(data):
-            raise TarDamaged("zeros expected behind a file, found other bytes")
+            raise Damaged("zeros expected behind a file, found other bytes")
         self._need, self._on = BLOCK, self._header
 
 
@@ -141,12 +141,12 @@ def _octal(field: bytes, what: str) -> int:
     try:
         return int(digits, 8) if digits else 0
     except ValueError:
-        raise TarDamaged(f"an octal {what} expected in a header, found {field!r}") from None
+        raise Damaged(f"an octal {what} expected in a header, found {field!r}") from None
 
 
 def _decimal(text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) <= 20):
-        raise TarDamaged(f"a decimal number expected in a PAX record, found {text[:40]!r}")
+        raise Damaged(f"a decimal number expected in a PAX record, found {text[:40]!r}")
     return int(text)
 
 
@@ -154,4 +154,4 @@ def _text(data: bytes) -> str:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError:
-        raise TarDamaged(f"UTF-8 expected in a name, found {data[:60]!r}") from None
+        raise Damaged(f"UTF-8 expected in a name, found {data[:60]!r}") from None

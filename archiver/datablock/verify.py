@@ -10,27 +10,30 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import queue
 import sys
 import threading
-from array import array
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
+from archiver.datablock.decode import decoder
 from archiver.datablock.manifest import ManifestFile, ManifestReader
-from archiver.datablock.untar import TarDamaged, TarStream
+from archiver.datablock.untar import Damaged, TarStream
 from archiver.direct_io import PastCacheReader
-from archiver.errors import IntegrityMismatch, LtsFault
+from archiver.errors import IntegrityMismatch, LtsFault, SystemFault
 
-PIECE = 1 << 20
-"""Bytes decoded at a time: bounds memory whatever a member claims to hold."""
+CHUNKS_AHEAD = 2
+"""Chunks in work: one at the decoder, one at the hash of the whole."""
 
 
 @dataclass(frozen=True)
 class VerifyResult:
-    """What was proved. ``level`` ``host``: the bytes came past this host's cache."""
+    """What was proved. ``level`` (reliability-notes V5): ``host`` if the bytes came past this host's cache, else ``cache``.
+
+    Sizes in bytes: ``size_bytes`` of the files, ``packed_bytes`` and ``sha256`` of the datablock.
+    """
 
     level: str
     how_read: str
@@ -41,45 +44,47 @@ class VerifyResult:
 
 
 def verify(
-    read: Callable[[], Iterable[memoryview]],
-    manifest: bytes,
-    *,
-    progress: Callable[[int], None],
-    how_read: Callable[[], str] = lambda: "given",
+    read: Callable[[], Iterable[memoryview]], manifest: bytes, *, progress: Callable[[int], None]
 ) -> VerifyResult:
     """Compare; a mismatch is looked at a second time, and both findings stand in the error. Changes nothing.
 
+    ``read`` gives the datablock's chunks anew at each call; a chunk must stay valid until the next but one is asked for.
+    ``progress`` is told the bytes of every chunk. The result's level is ``cache``: only the caller knows what it reads.
+
     Raises ``IntegrityMismatch`` (never retried by itself) and ``LtsFault`` for a read error, which is no mismatch.
     """
-    first = _attempt(read, manifest, progress, how_read)
+    first = _attempt(read, manifest, progress)
     if isinstance(first, VerifyResult):
         return first
-    second = _attempt(read, manifest, progress, how_read)
-    again = f"the same at the second reading: {second}" if isinstance(second, str) else "the second reading matched"
+    second = _attempt(read, manifest, progress)
+    if isinstance(second, VerifyResult):
+        again = "the second reading matched"
+    else:
+        again = "the same at the second reading" if second == first else f"at the second reading {second}"
     raise IntegrityMismatch(
         "the datablock on the LTS does not match its manifest",
         expected="the bytes that were packed",
-        found=f"{first}; {again}"[:900],
+        found=f"{first[:450]}; {again[:450]}",
         next_step="it is set aside and made anew from the source; see the LTS's health",
         retryable=False,
     )
 
 
 def _attempt(
-    read: Callable[[], Iterable[memoryview]],
-    manifest: bytes,
-    progress: Callable[[int], None],
-    how_read: Callable[[], str],
+    read: Callable[[], Iterable[memoryview]], manifest: bytes, progress: Callable[[int], None]
 ) -> VerifyResult | str:
     # The sizes of the members stand behind the files in the manifest, so it is read twice, streaming.
     scan = ManifestReader([manifest])
     footer = scan.read_footer()
-    reader = ManifestReader([manifest])
-    files = _Files(reader.files())
+    files = _Files(ManifestReader([manifest]).files())
+    tar = TarStream(files)
     try:
-        sha256, packed = _pass(read(), scan.header.format, scan.member_sizes, scan.header.member_bytes, files, progress)
+        decode = decoder(scan.header.format, scan.member_sizes, scan.header.member_bytes, tar)
+        sha256, packed = _pass(read(), decode.feed, progress)
+        decode.close()
+        tar.close()
         files.close()
-    except (TarDamaged, _Different) as error:
+    except Damaged as error:
         return str(error)
     except OSError as error:
         raise LtsFault(
@@ -87,16 +92,12 @@ def _attempt(
             found=f"errno {error.errno}",
             next_step="retried; see the LTS's health",
         ) from None
-    if sha256 != footer.sha256 or packed != footer.packed_bytes:
+    if (sha256, packed) != (footer.sha256, footer.packed_bytes):
         return f"SHA-256 {footer.sha256} of {footer.packed_bytes} B expected, found {sha256} of {packed} B"
-    if (files.count, files.size_bytes) != (footer.files, footer.size_bytes):
-        return f"{footer.files} files expected, found {files.count}"
-    how = how_read()
-    return VerifyResult("host", how, footer.size_bytes, packed, footer.files, sha256)
-
-
-class _Different(Exception):
-    """What was found is not what the manifest says."""
+    found = (files.count, files.size_bytes, tar.position)
+    if found != (footer.files, footer.size_bytes, footer.tar_bytes):
+        return f"{footer.files} files of {footer.size_bytes} B in {footer.tar_bytes} B of tar expected, found {found}"
+    return VerifyResult("cache", "given", footer.size_bytes, packed, footer.files, sha256)
 
 
 class _Files:
@@ -111,8 +112,8 @@ class _Files:
     def begin(self, path: str, size: int, offset: int) -> None:
         file = next(self._expected, None)
         if file is None or (file.path, file.size, file.offset) != (path, size, offset):
-            wanted = f"{file.path!a} of {file.size} B at {file.offset}" if file else "the end"
-            raise _Different(f"{wanted} expected, found {path[:200]!a} of {size} B at {offset}")
+            wanted = f"{file.path[:200]!a} of {file.size} B at {file.offset}" if file else "the end"
+            raise Damaged(f"{wanted} expected, found {path[:200]!a} of {size} B at {offset}")
         self._file = file
         self._hash = hashlib.sha256()
 
@@ -122,168 +123,58 @@ class _Files:
     def end(self) -> None:
         assert self._file is not None  # noqa: S101
         if self._hash.hexdigest() != self._file.sha256:
-            raise _Different(
-                f"file {self._file.path!a} with SHA-256 {self._file.sha256} expected, found {self._hash.hexdigest()}"
-            )
+            name = f"{self._file.path[:200]!a}"
+            raise Damaged(f"{name} with SHA-256 {self._file.sha256} expected, found {self._hash.hexdigest()}")
         self.count += 1
         self.size_bytes += self._file.size
 
     def close(self) -> None:
         if (missing := next(self._expected, None)) is not None:
-            raise _Different(f"{missing.path!a} expected, found the end")
+            raise Damaged(f"{missing.path[:200]!a} expected, found the end")
 
 
 def _pass(
-    chunks: Iterable[memoryview],
-    format: str,
-    sizes: array[int],
-    member_bytes: int,
-    files: _Files,
-    progress: Callable[[int], None],
+    chunks: Iterable[memoryview], feed: Callable[[memoryview], None], progress: Callable[[int], None]
 ) -> tuple[str, int]:
-    """One reading: the whole is hashed here, in its own order; the decoder works in a thread beside."""
+    """SHA-256 and size of the whole, hashed here in its own order, while a thread beside feeds the decoder.
+
+    Ends early with the decoder's error. No chunk is asked for before the decoder is done with the one before the last.
+    """
     whole = hashlib.sha256()
     packed = 0
-    todo: queue.Queue[bytes | None] = queue.Queue(2)
+    todo: SimpleQueue[memoryview | None] = SimpleQueue()
+    room = threading.Semaphore(CHUNKS_AHEAD)
     failed: list[BaseException] = []
 
     def decode() -> None:
         try:
-            tar = TarStream(files)
-            decoder = _DECODERS[format](sizes, member_bytes, tar)
             while (piece := todo.get()) is not None:
-                decoder.feed(piece)
-            decoder.close()
-            tar.close()
+                feed(piece)
+                room.release()
         except BaseException as error:  # noqa: BLE001  carried to the thread that waits
             failed.append(error)
-            while todo.get() is not None:
-                pass
+            room.release()
 
     thread = threading.Thread(target=decode, name="decode", daemon=True)
     thread.start()
+    source = iter(chunks)
     try:
-        for chunk in chunks:
-            # The reader reuses its buffer, so the decoder gets a copy.
-            todo.put(bytes(chunk))
+        while True:
+            room.acquire()
+            if failed or (chunk := next(source, None)) is None:
+                break
+            todo.put(chunk)
             whole.update(chunk)
             packed += len(chunk)
             progress(len(chunk))
     finally:
         todo.put(None)
         thread.join()
+        if isinstance(source, Generator):
+            source.close()
     if failed:
         raise failed[0]
     return whole.hexdigest(), packed
-
-
-class _Members:
-    """Cuts the packed stream where the manifest says that members begin, and decodes each for itself."""
-
-    def __init__(self, sizes: array[int], member_bytes: int, tar: TarStream) -> None:
-        self._sizes = sizes
-        self._member_bytes = member_bytes
-        self._tar = tar
-        self._index = 0
-        self._left = sizes[0] if sizes else 0
-        self._begin()
-
-    def feed(self, data: bytes) -> None:
-        view = memoryview(data)
-        while len(view):
-            if self._index >= len(self._sizes):
-                raise _Different(f"nothing expected behind member {len(self._sizes)}, found more bytes")
-            piece = view[: self._left]
-            self._decode(piece)
-            self._left -= len(piece)
-            view = view[len(piece) :]
-            if not self._left:
-                self._end_member()
-
-    def close(self) -> None:
-        if self._index < len(self._sizes):
-            raise _Different(f"{len(self._sizes)} members expected, found the end in member {self._index + 1}")
-
-    def _end_member(self) -> None:
-        self._finish()
-        last = self._index == len(self._sizes) - 1
-        if self._plain > self._member_bytes or (self._plain != self._member_bytes and not last):
-            raise _Different(f"{self._member_bytes} B expected in member {self._index + 1}, found {self._plain} B")
-        self._index += 1
-        if self._index < len(self._sizes):
-            self._left = self._sizes[self._index]
-            self._begin()
-
-    def _give(self, plain: bytes | memoryview) -> None:
-        self._plain += len(plain)
-        if self._plain > self._member_bytes:
-            raise _Different(f"at most {self._member_bytes} B expected in member {self._index + 1}, found more")
-        self._tar.feed(memoryview(plain))
-
-    def _begin(self) -> None:
-        self._plain = 0
-
-    def _decode(self, piece: memoryview) -> None:
-        self._give(piece)
-
-    def _finish(self) -> None:
-        pass
-
-
-class _GzipMembers(_Members):
-    def _begin(self) -> None:
-        super()._begin()
-        from zlib_ng import zlib_ng
-
-        self._error: Any = zlib_ng.error
-        self._unpacker = zlib_ng.decompressobj(31)
-
-    def _decode(self, piece: memoryview) -> None:
-        data: Any = piece
-        try:
-            while len(data) and not self._unpacker.eof:
-                self._give(self._unpacker.decompress(data, PIECE))
-                data = self._unpacker.unconsumed_tail
-        except self._error as error:
-            raise _Different(f"gzip member {self._index + 1} expected, found: {error}") from None
-        if len(data) or self._unpacker.unused_data:
-            raise _Different(f"the end of gzip member {self._index + 1} expected, found more bytes")
-
-    def _finish(self) -> None:
-        try:
-            while not self._unpacker.eof:
-                plain = self._unpacker.decompress(b"", PIECE)
-                if not plain:
-                    raise _Different(f"the end of gzip member {self._index + 1} expected, found it cut off")
-                self._give(plain)
-        except self._error as error:
-            raise _Different(f"gzip member {self._index + 1} expected, found: {error}") from None
-
-
-class _ZstdMembers(_Members):
-    def _begin(self) -> None:
-        super()._begin()
-        import zstandard
-
-        self._error: Any = zstandard.ZstdError
-        self._unpacker = zstandard.ZstdDecompressor().decompressobj()
-
-    def _decode(self, piece: memoryview) -> None:
-        for start in range(0, len(piece), PIECE):
-            try:
-                plain = self._unpacker.decompress(piece[start : start + PIECE])
-            except self._error as error:
-                raise _Different(f"zstd frame {self._index + 1} expected, found: {error}") from None
-            self._give(plain)
-            if self._unpacker.unused_data:
-                raise _Different(f"the end of zstd frame {self._index + 1} expected, found more bytes")
-
-    def _finish(self) -> None:
-        if not self._unpacker.eof:
-            raise _Different(f"the end of zstd frame {self._index + 1} expected, found it cut off")
-
-
-_DECODERS: dict[str, type[_Members]] = {"tar.gz": _GzipMembers, "tar.zst": _ZstdMembers, "tar": _Members}
 
 
 # --- the process: one request per line on standard input, lines of progress and one answer on standard output -----------
@@ -299,13 +190,11 @@ def serve() -> None:
 def _answer(path: Path, manifest: bytes, direct_io: str) -> dict[str, Any]:
     reader = PastCacheReader(path, direct_io)
     try:
-        result = verify(
-            lambda: reader, manifest, progress=lambda size: _say(progress=size), how_read=lambda: reader.how
-        )
-        return {"result": asdict(result)}
-    except (IntegrityMismatch, LtsFault) as error:
+        result = verify(lambda: reader, manifest, progress=lambda size: _say(progress=size))
+    except SystemFault as error:
         fields = {"what": error.what, "expected": error.expected, "found": error.found, "next_step": error.next_step}
         return {"error": type(error).__name__, "retryable": error.retryable, **fields}
+    return {"result": asdict(replace(result, level=reader.level, how_read=reader.how))}
 
 
 def _say(**message: Any) -> None:
