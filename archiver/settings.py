@@ -413,7 +413,7 @@ def load(path: Path | None = None) -> Settings:
 
 def _refuse_unknown_environment() -> None:
     """Unknown ``ARCHIVER_*`` variables are spelling mistakes: pydantic-settings would ignore them."""
-    known = {"ARCHIVER_CONFIG", "ARCHIVER_CACHE_DIR", "ARCHIVER_TEMPORAL", "ARCHIVER_VERSITYGW"}
+    known = {"ARCHIVER_CONFIG", "ARCHIVER_CACHE_DIR", "ARCHIVER_TEMPORAL_BIN", "ARCHIVER_VERSITYGW_BIN"}
     for section, field in Settings.model_fields.items():
         known.add(f"ARCHIVER_{section}".upper())
         assert isinstance(field.annotation, type)  # noqa: S101

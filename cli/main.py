@@ -245,7 +245,7 @@ def main() -> None:
         code = exit_code(error)
     except SystemExit as end:
         code = end.code
-    except Exception as error:  # noqa: BLE001  the last line of defence: no traceback meets an operator
+    except Exception as error:  # the last line of defence: no traceback meets an operator
         if os.environ.get("PYTHONFAULTHANDLER"):
             raise
         print(f"error    unexpected {type(error).__name__}: {error}"[:800], file=sys.stderr)
