@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import random
 import signal
+import tempfile
 import threading
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from archiver import errors
+from archiver.datablock import verifier as verifier_module
 from archiver.datablock import verify as verify_module
 from archiver.datablock.manifest import ManifestReader
 from archiver.datablock.verifier import VerifierProcess
@@ -224,6 +227,56 @@ def test_a_stop_kills_the_verifier_process(tmp_path: Path) -> None:
     with pytest.raises(errors.Stopped):
         verifier.verify(path, making.manifest, direct_io="auto", progress=StopNow())
     assert verifier._process is None
+
+
+def test_a_stop_is_heard_while_the_verifier_process_says_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on an LTS whose reads hang."""
+
+    class StopNow(Silent):
+        def advance(self, size_bytes: int = 0, files: int = 0) -> None:
+            raise errors.Stopped("now")
+
+    monkeypatch.setattr(verifier_module, "LOOK_SECONDS", 0.05)
+    data, making = packed(FILES)
+    path = tmp_path / "1.tar.gz"
+    path.write_bytes(data)
+    verifier = VerifierProcess()
+    process = verifier._start()
+    process.send_signal(signal.SIGSTOP)
+    with pytest.raises(errors.Stopped):
+        verifier.verify(path, making.manifest, direct_io="auto", progress=StopNow())
+    assert process.returncode == -signal.SIGKILL
+
+
+def test_requests_from_several_threads_are_answered_one_after_another(tmp_path: Path) -> None:
+    blocks = {}
+    for k in range(4):
+        data, making = packed({f"{k}": bytes([k]) * 300_000})
+        (tmp_path / f"{k}").write_bytes(data)
+        blocks[k] = making
+    verifier = VerifierProcess()
+
+    def ask(k: int) -> str:
+        answer = verifier.verify(tmp_path / f"{k}", blocks[k].manifest, direct_io="auto", progress=Silent())
+        return answer.sha256
+
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(ask, blocks)) == [blocks[k].result.sha256 for k in blocks]
+    verifier.stop()
+
+
+def test_a_file_system_in_memory_proves_the_level_cache_only() -> None:
+    """It accepts O_DIRECT and answers from the cache nevertheless (reliability-notes V2)."""
+    data, making = packed(FILES)
+    with tempfile.NamedTemporaryFile(dir="/dev/shm") as file:
+        file.write(data)
+        file.flush()
+        verifier = VerifierProcess()
+        result = verifier.verify(Path(file.name), making.manifest, direct_io="auto", progress=Silent())
+        verifier.stop()
+    assert result.level == "cache"
 
 
 def test_the_reader_gives_every_byte_whatever_the_size(tmp_path: Path) -> None:
