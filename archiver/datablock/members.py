@@ -23,12 +23,11 @@ Compress = Callable[[memoryview], bytes]
 
 
 def compressor(format: str, level: int) -> Compress:
-    """The function that makes one member of ``format`` (``tar.gz``, ``tar.zst``, ``tar``). Deterministic."""
+    """The function that makes one member of ``format`` (``tar.gz``, ``tar.zst``, ``tar``). Deterministic; for any thread."""
     if format == "tar.gz":
         return lambda data: gzip_member(data, level)
     if format == "tar.zst":
-        zstd = zstandard.ZstdCompressor(level=level, write_content_size=True, write_checksum=True)
-        return zstd.compress
+        return lambda data: zstd_frame(data, level)
     return bytes
 
 
@@ -38,6 +37,11 @@ def gzip_member(data: memoryview, level: int) -> bytes:
         return _stored_member(data)
     member: bytes = isal_zlib.compress(data, level=level, wbits=31)
     return member
+
+
+def zstd_frame(data: memoryview, level: int) -> bytes:
+    """One zstd frame with its content's size and checksum. A compressor object is not for several threads."""
+    return zstandard.ZstdCompressor(level=level, write_content_size=True, write_checksum=True).compress(data)
 
 
 def _shrinks(data: memoryview) -> bool:

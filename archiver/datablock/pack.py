@@ -1,8 +1,7 @@
 """Pack files into a datablock: one pass, bounded memory, the same bytes every time.
 
-Three threads overlap: a reader (bytes of files, their SHA-256, tar framing), a compressor (members, SHA-256 of the
-datablock), and whoever iterates the result (the upload). hashlib and ISA-L let go of the GIL, so on two cores the
-first two run side by side.
+What overlaps in threads: a reader (bytes of files, their SHA-256, tar framing), two compressors (members), a collector
+(SHA-256 of the datablock), and whoever iterates the result (the upload). hashlib and ISA-L let go of the GIL.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ import queue
 import threading
 from array import array
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -26,8 +26,10 @@ from archiver.progress import Progress
 Buffer: TypeAlias = bytes | bytearray | memoryview
 FileBytes: TypeAlias = tuple[PlannedFile, Iterable[Buffer]]
 
-BUFFERS = 3
+BUFFERS = 4
 """Members in work at a time, each of ``member_bytes``."""
+COMPRESSORS = 2
+"""Compressing detector data takes 2.5 times as long as hashing it."""
 AHEAD = 2
 """Compressed members that wait for the upload."""
 WAIT_SECONDS = 0.2
@@ -62,11 +64,12 @@ class Packed:
         self._progress = progress
         self._stop = threading.Event()
         self._free: queue.SimpleQueue[bytearray] = queue.SimpleQueue()
-        self._full: queue.Queue[tuple[bytearray, int] | BaseException | None] = queue.Queue(BUFFERS + 1)
+        self._members: queue.Queue[Future[bytes] | BaseException | None] = queue.Queue(BUFFERS + 1)
         self._out: queue.Queue[bytes | BaseException | None] = queue.Queue(AHEAD)
         header = ManifestHeader(plan.pid, n, plan.plan_id, plan.format, plan.level, plan.member_bytes)
         self._writer = ManifestWriter(header)
         self._sizes: array[int] = array("Q")
+        self._compress = compressor(plan.format, plan.level)
         self._sum = hashlib.sha256()
         self._count = self._plain = self._position = 0
         self._result: PackResult | None = None
@@ -89,9 +92,10 @@ class Packed:
     def __iter__(self) -> Iterator[bytes]:
         for _ in range(BUFFERS):
             self._free.put(bytearray(self._plan.member_bytes))
+        compressors = ThreadPoolExecutor(COMPRESSORS, f"pack-{self._n}-compress")
         threads = [
-            threading.Thread(target=self._read, name=f"pack-{self._n}-read", daemon=True),
-            threading.Thread(target=self._compress, name=f"pack-{self._n}-compress", daemon=True),
+            threading.Thread(target=self._read, args=[compressors], name=f"pack-{self._n}-read", daemon=True),
+            threading.Thread(target=self._collect, name=f"pack-{self._n}-collect", daemon=True),
         ]
         for thread in threads:
             thread.start()
@@ -105,6 +109,7 @@ class Packed:
                 yield item
         finally:
             self._stop.set()
+            compressors.shutdown(cancel_futures=True)
             for thread in threads:
                 thread.join()
         packed = sum(self._sizes)
@@ -115,17 +120,17 @@ class Packed:
 
     # --- reader ---------------------------------------------------------------------------------------------------
 
-    def _read(self) -> None:
-        framing = _Framing(self)
+    def _read(self, compressors: ThreadPoolExecutor) -> None:
         try:
+            framing = _Framing(self, compressors)
             for file, chunks in self._files:
                 self._one(file, chunks, framing)
             framing.write(tar.END_OF_ARCHIVE)
             framing.close()
             self._position = framing.position
-            self._hand(self._full, None)
+            self._hand(self._members, None)
         except BaseException as error:  # noqa: BLE001  carried to the thread that iterates
-            self._hand(self._full, error)
+            self._hand(self._members, error)
         finally:
             close = getattr(self._files, "close", None)
             if close is not None:
@@ -172,20 +177,23 @@ class Packed:
         self._plain += size
         self._progress.advance(0, 1)
 
-    # --- compressor -----------------------------------------------------------------------------------------------
+    # --- compressors and collector ----------------------------------------------------------------------------------
 
-    def _compress(self) -> None:
-        compress = compressor(self._plan.format, self._plan.level)
+    def compress(self, buffer: bytearray, size: int) -> bytes:
+        """The member of the first ``size`` bytes of ``buffer``, which is then free again."""
+        with memoryview(buffer)[:size] as plain:
+            member = self._compress(plain)
+        self._free.put(buffer)
+        return member
+
+    def _collect(self) -> None:
         try:
             while True:
-                item = self._take(self._full)
+                item = self._take(self._members)
                 if item is None or isinstance(item, BaseException):
                     self._hand(self._out, item)
                     return
-                buffer, size = item
-                with memoryview(buffer)[:size] as plain:
-                    member = compress(plain)
-                self._free.put(buffer)
+                member = item.result()
                 self._sum.update(member)
                 self._sizes.append(len(member))
                 self._hand(self._out, member)
@@ -219,46 +227,57 @@ class Packed:
                 continue
         raise OwnFault("packing was given up")
 
-    def full_buffer(self, buffer: bytearray, size: int) -> None:
-        """A full (or the last) member buffer, for the compressor."""
-        self._hand(self._full, (buffer, size))
+    def member(self, member: Future[bytes]) -> None:
+        """The next member of the datablock, perhaps still in work."""
+        self._hand(self._members, member)
 
 
 class _Framing:
     """Collects the tar stream into member buffers of exactly ``member_bytes``, the last one shorter."""
 
-    def __init__(self, packed: Packed) -> None:
+    def __init__(self, packed: Packed, compressors: ThreadPoolExecutor) -> None:
         self._packed = packed
+        self._compressors = compressors
         self._buffer = packed.free_buffer()
         self._used = 0
         self.position = 0
 
     def write(self, data: Buffer) -> None:
         """Append to the tar stream."""
+        size, used = len(data), self._used
+        self.position += size
+        if used + size <= len(self._buffer):
+            self._buffer[used : used + size] = data
+            self._used = used + size
+            return
         view = memoryview(data)
         while len(view):
             room = len(self._buffer) - self._used
             if room == 0:
-                self._packed.full_buffer(self._buffer, self._used)
+                self.close()
                 self._buffer, self._used = self._packed.free_buffer(), 0
                 room = len(self._buffer)
             piece = view[:room]
             self._buffer[self._used : self._used + len(piece)] = piece
             self._used += len(piece)
-            self.position += len(piece)
             view = view[len(piece) :]
 
     def close(self) -> None:
-        """Hand the last buffer over."""
-        self._packed.full_buffer(self._buffer, self._used)
+        """Hand the buffer over as it is."""
+        self._packed.member(self._compressors.submit(self._packed.compress, self._buffer, self._used))
 
 
 def _catalogue_hash(file: PlannedFile) -> Any:
     """A hash of the catalogue's algorithm, or None if it gives no checksum or none that hashlib has."""
     if not file.chk or not file.chk_alg:
         return None
-    name = file.chk_alg.lower().replace("sha-", "sha").replace("_", "")
-    name = name if name in hashlib.algorithms_available else file.chk_alg.lower()
-    if name not in hashlib.algorithms_available or name.startswith("shake"):
-        return None
-    return hashlib.new(name, usedforsecurity=False)
+    name = _ALGORITHMS.get(_plain(file.chk_alg))
+    return hashlib.new(name, usedforsecurity=False) if name is not None else None
+
+
+def _plain(algorithm: str) -> str:
+    return "".join(letter for letter in algorithm.lower() if letter.isalnum())
+
+
+_ALGORITHMS = {_plain(name): name for name in sorted(hashlib.algorithms_guaranteed) if not name.startswith("shake")}
+"""Spelling as catalogues have it (``SHA-256``, ``sha3_256``), and hashlib's name. Only those that every Python has."""
