@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
@@ -74,3 +76,17 @@ async def connect(settings: Settings, *, runtime: Runtime | None = None, see_nam
             f"Temporal at {address} refuses us: {error.message}", next_step="check TLS and API key settings"
         ) from None
     return client
+
+
+@contextmanager
+def answering() -> Iterator[None]:
+    """Around calls of a connected client: what Temporal refuses or does not answer becomes ``Unreachable``."""
+    try:
+        yield
+    except RPCError as error:
+        raise Unreachable(
+            "Temporal did not do what it was asked",
+            expected="an answer",
+            found=f"{error.status.name}: {error.message}"[:300],
+            next_step="see that it runs and that our account may do this, then try again",
+        ) from None

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import random
 import shutil
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -25,31 +21,18 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 from temporalio.client import Client
 from temporalio.service import RPCError
 
+from activities.connection import connect
 from archiver.catalogue.payloads import ARCHIVED
 from archiver.errors import OwnFault, StagingFault
 from archiver.settings import load
 from archiver.storage.objects import Bucket
-from cli import jobs
+from cli import jobs, servers, status
 from cli.dev import DevOptions, DevSystem
+from cli.proof import check_bag
+from cli.sample import MIB, Sample, make_files, sha256
 from workflows.visible import size
 
-MIB = 2**20
-SMALL_FILES = 300
 LOOK_SECONDS = 0.15
-
-
-@dataclass
-class Sample:
-    """The made-up dataset: its files below ``folder``, and their paths."""
-
-    folder: Path
-    pid: str = ""
-    files: list[tuple[str, int]] = field(default_factory=list)
-
-    @property
-    def size_bytes(self) -> int:
-        """Of all files."""
-        return sum(size_bytes for _, size_bytes in self.files)
 
 
 def run_demo(data_dir: Path | None, megabytes: int, say: Callable[[str], None]) -> int:
@@ -63,6 +46,7 @@ def run_demo(data_dir: Path | None, megabytes: int, say: Callable[[str], None]) 
         system = DevSystem(DevOptions(Path(folder) / "dev", datablock_bytes=target), say)
         started = time.monotonic()
         system.start()
+        servers.forget_callers_settings()
         try:
             info = system.info
             _row("ready", f"Temporal {info['temporal_address']} (UI {info['temporal_ui']})   S3 {info['s3_endpoint']}")
@@ -84,10 +68,10 @@ class _Demo:
 
     async def run(self) -> bool:
         """Make, archive, prove, archive again."""
-        sample = _make_files(self.folder / f"source-{int(time.time())}", self.megabytes)
+        sample = make_files(self.folder / f"source-{int(time.time())}", self.megabytes)
         async with httpx.AsyncClient(base_url=self.info["scicat_url"], timeout=60, trust_env=False) as scicat:
             await self._catalogue(scicat, sample)
-            client = await jobs.connected(self.settings)
+            client = await connect(self.settings)
             job_id, seconds = await self._archive(client, scicat, sample)
             await self._prove(scicat, sample, job_id)
             rate = sample.size_bytes / seconds / 1e6
@@ -128,7 +112,7 @@ class _Demo:
 
         await asyncio.to_thread(upload_all)
         listed = [
-            {"path": path, "size": count, "time": "2026-01-01T12:00:00.000Z", "chk": _sha256(sample.folder / path)}
+            {"path": path, "size": count, "time": "2026-01-01T12:00:00.000Z", "chk": sha256(sample.folder / path)}
             for path, count in sample.files
         ]
         for part in _batched(listed, 150):
@@ -177,8 +161,8 @@ class _Demo:
             shown: dict[tuple[int, str], Any] = {}
             while not result.done():
                 try:
-                    _, data = await jobs.describe_dataset(client, pid)
-                except RPCError:
+                    _, data = await status.describe_dataset(client, pid)
+                except RPCError:  # not started yet
                     data = {"datablocks": []}
                 for block in data["datablocks"]:
                     key = (block["n"], block["stage"])
@@ -200,64 +184,20 @@ class _Demo:
         held = held and dataset["numberOfFilesArchived"] == len(sample.files) and len(blocks) > 0
         text = f"{len(blocks)} datablocks registered, {lifecycle['archiveStatusMessage']}, job {job['statusCode']}"
         self._check("scicat", text, held)
-        await asyncio.to_thread(self._prove_bag, sample)
+        for text, held in await asyncio.to_thread(check_bag, self.lts(sample), sample.folder, self.folder):
+            self._check("proof", text, held)
         staged = list(Bucket(self.settings.staging.bucket, self.settings.s3, StagingFault).list(""))
         self._check("", f"left in staging: {len(staged)} objects", not staged)
         shutil.rmtree(sample.folder, ignore_errors=True)
-
-    def _prove_bag(self, sample: Sample) -> None:
-        """With sha256sum, tar and diff alone."""
-        bag = self.lts(sample)
-        sums = subprocess.run(["sha256sum", "-c", "manifest-sha256.txt"], cwd=bag, capture_output=True, text=True)
-        self._check(
-            "proof", f"$ sha256sum -c manifest-sha256.txt   -> {sums.stdout.count(': OK')} OK", sums.returncode == 0
-        )
-        with tempfile.TemporaryDirectory(dir=self.folder) as unpacked:
-            held = True
-            for block in sorted(bag.glob("data/*.tar.gz")):
-                held = held and subprocess.run(["tar", "-xzf", str(block), "-C", unpacked]).returncode == 0
-            compared = subprocess.run(["diff", "-r", str(sample.folder), unpacked], capture_output=True, text=True)
-            held = held and compared.returncode == 0
-            self._check(
-                "",
-                f"$ tar -xzf data/N.tar.gz; diff -r source unpacked   -> {'identical' if held else compared.stdout[:300]}",
-                held,
-            )
 
     def _check(self, label: str, text: str, held: bool) -> None:
         _row(label, text if held else f"{text}   DOES NOT HOLD")
         self.held = self.held and held
 
 
-def _make_files(folder: Path, megabytes: int) -> Sample:
-    """A few hundred files of mixed sizes: one large, a few middle, many small; the large ones shrink, some do not."""
-    rng = random.Random(megabytes)  # noqa: S311  no secret
-    sample = Sample(folder)
-    tile = rng.randbytes(4096) + bytes(4096 * 7)
-    large = megabytes * MIB * 6 // 10
-    wanted: list[tuple[str, int, bool]] = [("raw/scan_0001.h5", large, True)]
-    wanted += [(f"raw/scan_{k:04}.h5", large // 20, k % 2 == 0) for k in range(2, 12)]
-    wanted += [(f"frames/frame {k:04}.tif", rng.randrange(200, 60_000), False) for k in range(SMALL_FILES)]
-    wanted += [("Übersicht der Messung.txt", 1234, True), ('notes/it\'s "done".txt', 77, True), ("empty.log", 0, True)]
-    for path, count, shrinks in wanted:
-        target = folder / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with target.open("wb") as file:
-            for start in range(0, count, MIB):
-                piece = min(MIB, count - start)
-                file.write((tile * (piece // len(tile) + 1))[:piece] if shrinks else rng.randbytes(piece))
-        sample.files.append((path, count))
-    return sample
-
-
 def _batched(items: list[dict[str, Any]], count: int) -> Iterator[list[dict[str, Any]]]:
     for start in range(0, len(items), count):
         yield items[start : start + count]
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _fingerprint(folder: Path) -> list[tuple[str, int, int]]:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
-import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,10 +65,13 @@ def before(
     config: Annotated[Path | None, typer.Option("-c", "--config", help="Settings file (TOML).")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print results as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress on standard error.")] = False,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Log what is done on standard error.")] = False,
     no_color: Annotated[bool, typer.Option("--no-color", help="No colours (also: NO_COLOR).")] = False,
 ) -> None:
     """Options for every command."""
     options.config, options.json, options.quiet = config, as_json, quiet
+    if verbose:
+        logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(name)s %(message)s")
     if no_color:
         os.environ["NO_COLOR"] = "1"
 
@@ -136,10 +139,8 @@ def dev(
     scicat_password: Annotated[str, typer.Option(envvar="SCICAT_PASSWORD", show_envvar=True)] = "",
 ) -> None:
     """Start everything on this machine: Temporal, Web UI, S3, SciCat stand-in, workers. Ctrl-C stops all of it."""
-    import threading
-
     from archiver.errors import SettingsInvalid
-    from cli.dev import DevOptions, DevSystem
+    from cli.dev import DevOptions, DevSystem, interrupt_on_sigterm
 
     if scicat_url and not (scicat_user and scicat_password):
         raise SettingsInvalid(
@@ -149,17 +150,12 @@ def dev(
         data_dir, temporal_port, ui_port, s3_port, scicat_port, scicat_url, scicat_user, scicat_password
     )
     system = DevSystem(wanted, options.say)
-    stop = threading.Event()
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(signum, lambda *_: stop.set())
+    interrupt_on_sigterm()
     system.start()
     shown = {key: value for key, value in system.info.items() if "secret" not in key and "password" not in key}
     lines = [f"{key:<22}{value}" for key, value in shown.items()]
     options.out("\n".join(["ready", *lines, f"settings              {system.config}"]), **shown)
-    while not stop.wait(0.5):
-        system.watch()
-    options.say("stopping")
-    system.stop()
+    system.run()
 
 
 @app.command()
@@ -168,11 +164,12 @@ def archive(
     wait: Annotated[bool, typer.Option("--wait", help="Follow the job to its end.")] = False,
 ) -> None:
     """Create the SciCat job for these datasets, as a user would, and start it."""
+    from activities.connection import connect
     from cli import jobs
 
     async def run() -> int:
         settings = options.settings()
-        client = await jobs.connected(settings)
+        client = await connect(settings)
         job_id = await jobs.submit(settings, pids)
         return await _started(client, job_id, None, wait)
 
@@ -186,11 +183,12 @@ def start(
     wait: Annotated[bool, typer.Option("--wait", help="Follow the job to its end.")] = False,
 ) -> None:
     """Start the workflow of a job that SciCat already has. Starting it again is harmless."""
+    from activities.connection import connect
     from cli import jobs
 
     async def run() -> int:
         jobs.check_job_id(job)
-        return await _started(await jobs.connected(options.settings()), job, pids, wait)
+        return await _started(await connect(options.settings()), job, pids, wait)
 
     raise typer.Exit(asyncio.run(run()))
 
@@ -214,9 +212,9 @@ async def _started(client: Any, job_id: str, pids: list[str] | None, wait: bool)
 @app.command()
 def status(ref: Annotated[str, typer.Argument(help="A job's id, or a dataset's pid.", metavar="REF")]) -> None:
     """What a job or dataset is doing, or how it ended."""
-    from cli import jobs
+    from cli.status import describe
 
-    text, data = asyncio.run(jobs.describe(options.settings(), ref))
+    text, data = asyncio.run(describe(options.settings(), ref))
     options.out(text, **data)
 
 
@@ -227,7 +225,9 @@ def demo(
 ) -> None:
     """Archive a made-up dataset on an embedded system, and prove that it is archived."""
     from cli.demo import run_demo
+    from cli.dev import interrupt_on_sigterm
 
+    interrupt_on_sigterm()
     raise typer.Exit(run_demo(data_dir, megabytes, options.say))
 
 

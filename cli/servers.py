@@ -20,7 +20,9 @@ __all__ = [
     "Child",
     "clean_environment",
     "die_with_parent",
+    "forget_callers_settings",
     "free_port",
+    "is_free",
     "obtain",
     "s3_server",
     "temporal_dev_server",
@@ -28,6 +30,8 @@ __all__ = [
 
 START_SECONDS = 60.0
 STOP_SECONDS = 15.0
+CALLERS = ("TEMPORAL_", "ARCHIVER_", "AWS_")
+"""Variables that steer Temporal's clients, us and S3 clients: an embedded system must not follow them elsewhere."""
 
 _libc = ctypes.CDLL(None)
 _PR_SET_PDEATHSIG = 1
@@ -46,10 +50,27 @@ def free_port() -> int:
         return port
 
 
+def is_free(port: int) -> bool:
+    """Whether a server could listen on this port of 127.0.0.1 now."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: TIME_WAIT is no hindrance
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
+
+
 def clean_environment(**more: str) -> dict[str, str]:
     """Our environment without the caller's Temporal and archiver settings."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("TEMPORAL_", "ARCHIVER_", "AWS_"))}
+    kept = {key: value for key, value in os.environ.items() if not key.upper().startswith(CALLERS)}
     return {**kept, **more}
+
+
+def forget_callers_settings() -> None:
+    """The same for this very process, which then works on the embedded system and no other."""
+    for key in [key for key in os.environ if key.upper().startswith(CALLERS)]:
+        del os.environ[key]
 
 
 class Child:
@@ -60,11 +81,14 @@ class Child:
         self.command = command
         self.log = log
         self._env = dict(env or clean_environment())
+        self.started = 0.0
+        """When, by the monotonic clock."""
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> Child:
         """Start it (again)."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
+        self.started = time.monotonic()
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 self.command,

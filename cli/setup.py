@@ -12,7 +12,7 @@ from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest, Register
 from temporalio.client import Client
 from temporalio.service import RPCError, RPCStatusCode
 
-from activities.connection import connect
+from activities.connection import answering, connect
 from archiver.errors import OwnFault, SourceFault, StagingFault
 from archiver.model import SEARCH_ATTRIBUTES
 from archiver.settings import Settings
@@ -31,7 +31,8 @@ async def set_up(settings: Settings, *, dry_run: bool, say: Callable[[str], None
     """Make what is missing; returns how many things were (or, dry, would be) made. May be repeated."""
     made = 0
     client = await connect(settings, see_namespace=False)
-    steps = [await _namespace(client, dry_run), *await _search_attributes(client, dry_run)]
+    with answering():
+        steps = [await _namespace(client, dry_run), *await _search_attributes(client, dry_run)]
     steps += await asyncio.to_thread(lambda: list(_stores(settings, dry_run)))
     for what, missing in steps:
         made += missing
