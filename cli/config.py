@@ -17,17 +17,19 @@ def shown(settings: Settings) -> tuple[str, dict[str, Any]]:
 
 
 def explained() -> str:
-    """Every setting as commented TOML."""
+    """Every setting as TOML: what it means, its environment variable, and its default, commented out."""
     lines: list[str] = []
     for section, field in Settings.model_fields.items():
         kind = field.annotation
         assert isinstance(kind, type)  # noqa: S101
         assert issubclass(kind, BaseModel)  # noqa: S101
         lines += ["", f"[{section}]  # {(kind.__doc__ or '').splitlines()[0]}"]
-        defaults = field.get_default(call_default_factory=True).model_dump(mode="json")
+        defaults = kind().model_dump(mode="json", exclude_none=True)
         for name, setting in kind.model_fields.items():
-            default = defaults.get(name)
-            value = tomli_w.dumps({name: default}).strip().splitlines()[0] if default not in (None, {}) else f"{name} ="
             lines += [f"# {line}" for line in (setting.description or "").splitlines()]
-            lines.append(f"#{value}   (ARCHIVER_{section.upper()}__{name.upper()})")
+            variable = f"ARCHIVER_{section}__{name}".upper()
+            if name in defaults:
+                lines += [f"# {variable}", f"#{tomli_w.dumps({name: defaults[name]}).strip()}"]
+            else:
+                lines.append(f"# {variable}; not set by default")
     return "\n".join(lines).strip()

@@ -7,6 +7,7 @@ Exit codes: 0 done; 1 failed; 2 usage or settings; 3 partly; 4 content error; 5 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -253,8 +254,9 @@ def main() -> None:
         code = 1
     except KeyboardInterrupt:
         code = 130
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(BrokenPipeError):  # whoever read us has seen enough
+            stream.flush()
     # Temporal's runtime threads may still run, and abort an interpreter that finalizes beneath them.
     os._exit(code if isinstance(code, int) else 0 if code is None else 1)
 

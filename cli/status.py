@@ -5,8 +5,14 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
-from temporalio.client import Client, WorkflowExecutionDescription, WorkflowExecutionStatus, WorkflowHandle
-from temporalio.exceptions import TemporalError
+from temporalio.client import (
+    Client,
+    WorkflowExecutionDescription,
+    WorkflowExecutionStatus,
+    WorkflowFailureError,
+    WorkflowHandle,
+)
+from temporalio.exceptions import FailureError, TemporalError
 from temporalio.service import RPCError, RPCStatusCode
 
 from activities.connection import answering, connect
@@ -67,9 +73,28 @@ async def _job(client: Client, description: WorkflowExecutionDescription) -> Des
         running.append(described)
     for outcome in progress.outcomes:
         lines.append(f"  {outcome.pid}  {outcome.outcome.upper()}  {outcome.message}".rstrip())
-    if progress.message:
-        lines.append(f"  {progress.message}")
-    return "\n".join(lines), {**data, "stage": progress.stage, "progress": progress.model_dump(), "running": running}
+    problem = await _problem(client, description)
+    if said := problem or progress.message:
+        lines.append(f"  {said}")
+    return "\n".join(lines), {
+        **data,
+        "problem": problem,
+        "stage": progress.stage,
+        "progress": progress.model_dump(),
+        "running": running,
+    }
+
+
+async def _problem(client: Client, description: WorkflowExecutionDescription) -> str:
+    """Why a workflow failed as a whole; empty if it did not."""
+    if description.status in (WorkflowExecutionStatus.RUNNING, WorkflowExecutionStatus.COMPLETED):
+        return ""
+    try:
+        await client.get_workflow_handle(description.id, run_id=description.run_id).result()
+    except WorkflowFailureError as failed:
+        cause = failed.cause
+        return cause.message if isinstance(cause, FailureError) else str(cause)
+    return ""
 
 
 async def describe_dataset(client: Client, pid: str) -> Described:
