@@ -1,0 +1,30 @@
+"""Run the ``archiver`` command as people do: another process, an environment of its own, no settings file around."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from cli.servers import ROOT, clean_environment
+
+SECONDS = 120
+
+
+def environment(**more: str) -> dict[str, str]:
+    """Ours without anything that steers the archiver, but for the cache that holds the built servers."""
+    kept = {key: os.environ[key] for key in ("ARCHIVER_CACHE_DIR",) if key in os.environ}
+    return {**clean_environment(PYTHONPATH=str(ROOT)), **kept, **more}
+
+
+def command(*arguments: object) -> list[str]:
+    """The command line of ``archiver ARGUMENTS``."""
+    return [sys.executable, "-m", "cli.main", *map(str, arguments)]
+
+
+def archiver(*arguments: object, cwd: Path, **more: str) -> subprocess.CompletedProcess[str]:
+    """``archiver ARGUMENTS`` in ``cwd`` with ``more`` in its environment, run to its end."""
+    return subprocess.run(
+        command(*arguments), cwd=cwd, env=environment(**more), capture_output=True, text=True, timeout=SECONDS
+    )

@@ -1,0 +1,147 @@
+"""Exit codes and messages: four lines and a number, whatever happens."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from activities.connection import Unreachable
+from archiver import errors
+from cli import exits, jobs
+from cli.servers import free_port
+from tests.cli.running import archiver, command, environment
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (errors.SettingsInvalid("x"), 2),
+        (errors.MissingFiles("x"), 4),
+        (errors.CatalogueRecordInvalid("x"), 4),
+        (errors.UnknownDataset("x"), 5),
+        (exits.NotFound("x"), 5),
+        (errors.Refused("x"), 6),
+        (Unreachable("x"), 7),
+        (errors.StagingFault("x"), 7),
+        (errors.CatalogueFault("x", retryable=False), 1),
+        (errors.IntegrityMismatch("x"), 8),
+        (errors.Stopped("x"), 1),
+    ],
+)
+def test_each_kind_of_error_has_its_exit_code(error: errors.ArchiverError, code: int) -> None:
+    assert exits.exit_code(error) == code
+
+
+@pytest.mark.parametrize(
+    ("counts", "code"),
+    [
+        ({"archived": 2, "already_archived": 1}, 0),
+        ({"archived": 1, "content_errors": 1}, 3),
+        ({"content_errors": 2}, 4),
+        ({"content_errors": 1, "system_errors": 1}, 1),
+        ({"cancelled": 1}, 1),
+    ],
+)
+def test_a_jobs_end_has_its_exit_code(counts: dict[str, int], code: int) -> None:
+    result = jobs.m.ArchiveJobResult(job_id="j", status_code="s", message="m", counts=jobs.m.Counts(**counts))
+    assert jobs.code_of(result) == code
+
+
+def test_a_job_that_failed_as_a_whole_is_a_failure() -> None:
+    assert jobs.code_of(None) == 1
+
+
+@pytest.mark.parametrize("arguments", [["stauts", "x"], ["status"], ["demo", "--megabytes", "0"], ["--nope"]])
+def test_usage_errors_are_2_and_on_stderr(tmp_path: Path, arguments: list[str]) -> None:
+    ended = archiver(*arguments, cwd=tmp_path)
+    assert ended.returncode == 2
+    assert ended.stdout == ""
+    assert "Usage: archiver" in ended.stderr.replace("python -m cli.main", "archiver")
+
+
+def test_a_misspelt_command_is_answered_with_the_right_one(tmp_path: Path) -> None:
+    assert "status" in archiver("stauts", "x", cwd=tmp_path).stderr
+
+
+@pytest.mark.parametrize("arguments", [["status", "x"], ["start", "7b7e4bd2-1c39-4f3d-9a58-1e0f9e3b5a11"], ["setup"]])
+def test_a_temporal_that_is_not_there_is_7_in_four_lines(tmp_path: Path, arguments: list[str]) -> None:
+    address = f"127.0.0.1:{free_port()}"
+    ended = archiver(*arguments, cwd=tmp_path, TEMPORAL_ADDRESS=address)
+    assert ended.returncode == 7
+    assert re.fullmatch(
+        rf"error    Temporal does not answer at {address}\nexpected .+\nfound    .+\nnext     .+TEMPORAL_ADDRESS.+\n",
+        ended.stderr,
+    )
+
+
+def test_a_namespace_that_is_not_there_is_told_with_the_remedy(tmp_path: Path, temporal_address: str) -> None:
+    ended = archiver("status", "x", cwd=tmp_path, TEMPORAL_ADDRESS=temporal_address, TEMPORAL_NAMESPACE="elsewhere")
+    assert ended.returncode == 7
+    assert "has no namespace 'elsewhere'" in ended.stderr
+    assert "archiver setup" in ended.stderr
+
+
+def test_a_job_id_that_is_none_is_a_usage_error(tmp_path: Path) -> None:
+    ended = archiver("start", "20.500.1/abc", cwd=tmp_path)
+    assert ended.returncode == 2
+    assert "is no job id" in ended.stderr
+
+
+def test_errors_are_json_where_json_is_asked_for(tmp_path: Path) -> None:
+    ended = archiver("--json", "start", "nonsense", cwd=tmp_path)
+    told = json.loads(ended.stdout)
+    assert told["version"] == 1
+    assert told["error"]["type"] == "SettingsInvalid"
+    assert "nonsense" in told["error"]["message"]
+
+
+def test_an_unforeseen_error_meets_nobody_as_a_traceback(tmp_path: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run(
+            command("config", "schema"),
+            cwd=tmp_path,
+            env=environment(),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+        )
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("error    unexpected OSError")
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_reader_that_leaves_early_is_no_error(tmp_path: Path) -> None:
+    line = " ".join(command("config", "schema")) + " | head -n 1; exit ${PIPESTATUS[0]}"
+    ended = subprocess.run(["bash", "-c", line], cwd=tmp_path, env=environment(), capture_output=True, text=True)
+    assert ended.stdout.startswith("[temporal]")
+    assert ended.stderr == ""
+
+
+def test_ctrl_c_is_130(tmp_path: Path) -> None:
+    # A Temporal that takes the connection and says nothing: the command waits.
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        more = environment(TEMPORAL_ADDRESS=f"127.0.0.1:{silent.getsockname()[1]}")
+        running = subprocess.Popen(
+            command("status", "x"), cwd=tmp_path, env=more, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        silent.settimeout(60)
+        with silent.accept()[0]:
+            running.send_signal(signal.SIGINT)
+            _, said = running.communicate(timeout=30)
+    assert running.returncode == 130
+    assert "Traceback" not in said
+
+
+def test_scicat_of_ones_own_needs_an_account(tmp_path: Path) -> None:
+    ended = archiver("dev", "--data-dir", tmp_path / "d", "--scicat-url", "http://127.0.0.1:1", cwd=tmp_path)
+    assert ended.returncode == 2
+    assert "--scicat-user and --scicat-password" in ended.stderr
