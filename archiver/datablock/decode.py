@@ -7,14 +7,15 @@ nothing is decoded beyond that, whatever a member claims to hold.
 from __future__ import annotations
 
 from array import array
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import zstandard
 from zlib_ng import zlib_ng
 
-from archiver.datablock.untar import Damaged, TarStream
+from archiver.datablock.untar import Damaged
 
-FEED_BYTES = 2**18
+FEED_BYTES = 2**20
 """Packed bytes given to a decoder at a time: larger ones fall out of the processor's cache (11 times slower, measured)."""
 PIECE_BYTES = 2**20
 """Plain bytes taken from a decoder at a time."""
@@ -31,21 +32,27 @@ class Decoder(Protocol):
         """The datablock has ended."""
 
 
-def decoder(format: str, sizes: array[int], member_bytes: int, tar: TarStream) -> Decoder:
-    """The decoder of ``format``; ``sizes`` are the packed sizes of the members in bytes. Raises ``Damaged``."""
+Give = Callable[[memoryview], None]
+
+
+def decoder(format: str, sizes: array[int], member_bytes: int, give: Give) -> Decoder:
+    """The decoder of ``format``; ``sizes`` are the packed sizes of the members in bytes. Raises ``Damaged``.
+
+    ``give`` gets the tar in pieces that it may keep.
+    """
     kinds = {"tar.gz": _GzipMembers, "tar.zst": _ZstdMembers, "tar": _Members}
     if format not in kinds:
         raise Damaged(f"a format of {', '.join(kinds)} expected in the manifest, found {format[:40]!r}")
-    return kinds[format](sizes, member_bytes, tar)
+    return kinds[format](sizes, member_bytes, give)
 
 
 class _Members:
     """Members that are not compressed; what the other formats share."""
 
-    def __init__(self, sizes: array[int], member_bytes: int, tar: TarStream) -> None:
+    def __init__(self, sizes: array[int], member_bytes: int, give: Give) -> None:
         self._sizes = sizes
         self._member_bytes = member_bytes
-        self._tar = tar
+        self._give = give
         self._index = -1
         self._next()
 
@@ -61,8 +68,8 @@ class _Members:
             if not self._left:
                 self._finish()
                 last = self._index == len(self._sizes) - 1
-                if self._plain != self._member_bytes and not (last and self._plain):
-                    raise Damaged(f"{self._member_bytes} B expected in {self._name}, found {self._plain} B")
+                if self._size != self._member_bytes and not (last and self._size):
+                    raise Damaged(f"{self._member_bytes} B expected in {self._name}, found {self._size} B")
                 self._next()
 
     def close(self) -> None:
@@ -76,24 +83,24 @@ class _Members:
 
     def _next(self) -> None:
         self._index += 1
-        self._plain = 0
+        self._size = 0
         self._left = self._sizes[self._index] if self._index < len(self._sizes) else 0
         if not self._left and self._index < len(self._sizes):
             raise Damaged(f"a size expected for {self._name} in the manifest, found 0")
         self._begin()
 
-    def _give(self, plain: bytes | memoryview) -> None:
-        self._plain += len(plain)
-        if self._plain > self._member_bytes:
+    def _out(self, plain: bytes | memoryview) -> None:
+        self._size += len(plain)
+        if self._size > self._member_bytes:
             raise Damaged(f"at most {self._member_bytes} B expected in {self._name}, found more")
-        self._tar.feed(memoryview(plain))
+        self._give(memoryview(plain))
 
     def _begin(self) -> None:
         """A member begins."""
 
     def _decode(self, piece: memoryview) -> None:
         """The next bytes of the member."""
-        self._give(piece)
+        self._out(bytes(piece))
 
     def _finish(self) -> None:
         """The member must have ended."""
@@ -109,7 +116,7 @@ class _GzipMembers(_Members):
         data: bytes | memoryview = piece
         try:
             while len(data) and not self._unpacker.eof:
-                self._give(self._unpacker.decompress(data, PIECE_BYTES))
+                self._out(self._unpacker.decompress(data, PIECE_BYTES))
                 data = self._unpacker.unconsumed_tail
         except _GZIP_ERROR as error:
             raise Damaged(f"gzip in {self._name} expected, found: {error}") from None
@@ -122,7 +129,7 @@ class _GzipMembers(_Members):
                 plain = self._unpacker.decompress(b"", PIECE_BYTES)
                 if not plain:
                     raise Damaged(f"the end of gzip expected in {self._name}, found it cut off")
-                self._give(plain)
+                self._out(plain)
         except _GZIP_ERROR as error:
             raise Damaged(f"gzip in {self._name} expected, found: {error}") from None
 
@@ -148,4 +155,4 @@ class _ZstdMembers(_Members):
         except zstandard.ZstdError as error:
             raise Damaged(f"zstd in {self._name} expected, found: {error}") from None
         for start in range(0, len(plain), PIECE_BYTES):
-            self._give(memoryview(plain)[start : start + PIECE_BYTES])
+            self._out(memoryview(plain)[start : start + PIECE_BYTES])

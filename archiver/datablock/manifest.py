@@ -11,7 +11,7 @@ import zlib
 from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from archiver.datablock.files import PlannedFile, decompress_lines
 from archiver.errors import IntegrityMismatch, OwnFault
@@ -61,6 +61,9 @@ class ManifestFooter:
     packed_bytes: int
     members: int
     sha256: str
+
+
+T = TypeVar("T", ManifestHeader, ManifestFile, ManifestFooter)
 
 
 class ManifestWriter:
@@ -136,7 +139,10 @@ class ManifestReader:
             elif kind == "members":
                 if fields.get("first") != len(self.member_sizes):
                     raise _damaged(f"member {len(self.member_sizes)}", f"member {fields.get('first')!r}")
-                self.member_sizes.extend(fields.get("sizes", []))
+                try:
+                    self.member_sizes.extend(fields["sizes"])
+                except (KeyError, TypeError, OverflowError):
+                    raise _damaged("packed sizes of members in bytes", repr(fields.get("sizes"))[:60]) from None
             elif kind == "footer":
                 self._footer = _make(ManifestFooter, fields)
                 self._end()
@@ -183,8 +189,16 @@ class ManifestReader:
             raise _damaged(f"members of {footer.packed_bytes} bytes", f"{sum(self.member_sizes)} bytes")
 
 
-def _make(kind: type[Any], fields: dict[str, Any]) -> Any:
-    known = {name: fields[name] for name in kind.__dataclass_fields__ if name in fields}
+_TYPES = {"int": (int,), "str": (str,), "int | None": (int, type(None)), "str | None": (str, type(None))}
+
+
+def _make(kind: type[T], fields: dict[str, Any]) -> T:
+    known = {}
+    for name, field in kind.__dataclass_fields__.items():
+        if name in fields:
+            value = known[name] = fields[name]
+            if not isinstance(value, _TYPES[str(field.type)]):
+                raise _damaged(f"{field.type} as {name}", repr(value)[:60])
     try:
         return kind(**known)
     except TypeError as error:

@@ -14,8 +14,8 @@ from isal import isal_zlib
 
 SAMPLE_BYTES = 16 * 2**10
 SAMPLES = 4
-WORTH_IT = 0.97
-"""Below this share of its size after compression, a sample makes a member worth compressing."""
+WORTH_IT = 0.95
+"""A sample that shrinks below this share makes a member worth compressing: what is saved else costs more than it is."""
 STORED_BLOCK = 65535
 _GZIP_HEADER = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"
 

@@ -83,7 +83,7 @@ class TarStream:
         if block[257:265] != b"ustar\x0000":
             raise Damaged(f"a ustar header expected at {self.position - BLOCK}, found none")
         stated = _octal(block[148:156], "checksum")
-        if stated != sum(block[:148]) + 8 * 32 + sum(block[156:]):
+        if stated != sum(block) - sum(block[148:156]) + 8 * ord(" "):
             raise Damaged(f"header checksum {stated} expected at {self.position - BLOCK}, found another")
         kind, size = block[156:157], _octal(block[124:136], "size")
         if not self._pax:

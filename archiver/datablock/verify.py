@@ -1,8 +1,8 @@
 """Verify a datablock against its manifest, in a process of its own: ``python -m archiver.datablock.verify``.
 
-Reads past the page cache, hashes the whole in one thread and decodes in another, with another decoder than the packer's
-(zlib-ng; zstandard), member by member: packed and plain size of every member, name, order, size, offset and SHA-256 of
-every file, their exact number, the end of the archive, nothing behind (reliability-notes section 2, V1-V8).
+Reads past the page cache, hashes the whole in one thread, decodes in another, with another decoder than the packer's
+(zlib-ng; zstandard), and in a third compares packed and plain size of every member, name, order, size, offset and
+SHA-256 of every file, their exact number, the end of the archive, nothing behind (reliability-notes section 2, V1-V8).
 """
 
 from __future__ import annotations
@@ -11,21 +11,20 @@ import base64
 import hashlib
 import json
 import sys
-import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
-from archiver.datablock.decode import decoder
+from archiver.datablock.beside import Beside
+from archiver.datablock.decode import Decoder, decoder
 from archiver.datablock.manifest import ManifestFile, ManifestReader
 from archiver.datablock.untar import Damaged, TarStream
 from archiver.direct_io import PastCacheReader
 from archiver.errors import IntegrityMismatch, LtsFault, SystemFault
 
-CHUNKS_AHEAD = 2
-"""Chunks in work: one at the decoder, one at the hash of the whole."""
+PIECES_AHEAD = 4
+"""Decoded pieces (``decode.PIECE_BYTES``) that wait to be hashed."""
 
 
 @dataclass(frozen=True)
@@ -78,11 +77,10 @@ def _attempt(
     footer = scan.read_footer()
     files = _Files(ManifestReader([manifest]).files())
     tar = TarStream(files)
+    members = Beside("members", tar.feed, ahead=PIECES_AHEAD)
     try:
-        decode = decoder(scan.header.format, scan.member_sizes, scan.header.member_bytes, tar)
-        sha256, packed = _pass(read(), decode.feed, progress)
-        decode.close()
-        tar.close()
+        decode = decoder(scan.header.format, scan.member_sizes, scan.header.member_bytes, members.feed)
+        sha256, packed = _pass(read(), decode, members, tar, progress)
         files.close()
     except Damaged as error:
         return str(error)
@@ -134,46 +132,29 @@ class _Files:
 
 
 def _pass(
-    chunks: Iterable[memoryview], feed: Callable[[memoryview], None], progress: Callable[[int], None]
+    chunks: Iterable[memoryview], decode: Decoder, members: Beside, tar: TarStream, progress: Callable[[int], None]
 ) -> tuple[str, int]:
-    """SHA-256 and size of the whole, hashed here in its own order, while a thread beside feeds the decoder.
+    """SHA-256 and size of the whole, hashed here; a thread decodes beside, and ``members`` looks at what comes out.
 
-    Ends early with the decoder's error. No chunk is asked for before the decoder is done with the one before the last.
+    Ends early with the error of either. No chunk is asked for before the decoder is done with the one before the last.
     """
     whole = hashlib.sha256()
     packed = 0
-    todo: SimpleQueue[memoryview | None] = SimpleQueue()
-    room = threading.Semaphore(CHUNKS_AHEAD)
-    failed: list[BaseException] = []
-
-    def decode() -> None:
-        try:
-            while (piece := todo.get()) is not None:
-                feed(piece)
-                room.release()
-        except BaseException as error:  # noqa: BLE001  carried to the thread that waits
-            failed.append(error)
-            room.release()
-
-    thread = threading.Thread(target=decode, name="decode", daemon=True)
-    thread.start()
     source = iter(chunks)
-    try:
-        while True:
-            room.acquire()
-            if failed or (chunk := next(source, None)) is None:
-                break
-            todo.put(chunk)
-            whole.update(chunk)
-            packed += len(chunk)
-            progress(len(chunk))
-    finally:
-        todo.put(None)
-        thread.join()
-        if isinstance(source, Generator):
-            source.close()
-    if failed:
-        raise failed[0]
+    with members, Beside("decode", decode.feed, ahead=1) as decoding:
+        try:
+            for chunk in source:
+                decoding.feed(chunk)
+                whole.update(chunk)
+                packed += len(chunk)
+                progress(len(chunk))
+        finally:
+            if isinstance(source, Generator):
+                source.close()
+        decoding.finish()
+        decode.close()
+        members.finish()
+        tar.close()
     return whole.hexdigest(), packed
 
 
