@@ -1,0 +1,53 @@
+"""``archiver demo``, as a newcomer runs it."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from tests.cli.running import archiver
+
+
+def test_demo_archives_proves_and_says_so_without_a_terminal(tmp_path: Path) -> None:
+    done = archiver(
+        "demo",
+        "--data-dir",
+        tmp_path / "kept",
+        "--megabytes",
+        "24",
+        cwd=tmp_path,
+        TEMPORAL_ADDRESS="127.0.0.1:1",
+        ARCHIVER_LTS__ROOT="/nowhere",
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "\x1b" not in done.stdout + done.stderr
+    for said in (
+        r"dataset  20\.500\.12345/\S+   \d{3} files, ",
+        r"pack     datablock 1",
+        r"scicat   [2-9] datablocks registered, datasetOnArchiveDisk, job finishedSuccessful",
+        r"proof    \$ sha256sum -c manifest-sha256.txt   -> \d+ OK",
+        r"\$ tar -xzf data/N.tar.gz; diff -r source unpacked   -> identical",
+        r"left in staging: 0 objects",
+        r"\d+ MB/s",
+        r"again    same dataset once more: 1 dataset: 1 archived before",
+        r"result   everything held",
+    ):
+        assert re.search(said, done.stdout), said
+    assert "DOES NOT HOLD" not in done.stdout
+    assert list((tmp_path / "kept").rglob("bagit.txt"))
+    assert not (tmp_path / "kept" / "dev" / "dev.json").exists()
+
+
+def test_a_demo_that_cannot_start_says_why_and_is_no_success(tmp_path: Path) -> None:
+    done = archiver("demo", cwd=tmp_path, ARCHIVER_VERSITYGW_BIN="/bin/false")
+    assert done.returncode not in (0, 3)
+    assert done.stderr.startswith("error    S3 server did not start")
+    assert "Traceback" not in done.stderr
+
+
+def test_a_demo_leaves_no_directory_behind(tmp_path: Path) -> None:
+    done = archiver("demo", cwd=tmp_path, ARCHIVER_VERSITYGW_BIN="/bin/false", TMPDIR=str(tmp_path))
+    assert done.returncode != 0
+    assert not list(tmp_path.glob("archiver-demo-*"))
+    assert json.loads(archiver("--json", "demo", cwd=tmp_path, ARCHIVER_VERSITYGW_BIN="/bin/false").stdout)["error"]
