@@ -16,6 +16,8 @@ END_OF_ARCHIVE = bytes(2 * BLOCK)
 USTAR_SIZE_LIMIT = 8 * 2**30
 DEFAULT_MODE = 0o644
 _OWNER_LIMIT = 0o7777777
+_PAX_OWNER_LIMIT = 2**32 - 2
+"""The largest user id of Linux; a longer number is a name."""
 _TIME_LIMIT = 0o77777777777
 _ZEROS = tuple(bytes(k) for k in range(101))
 _TAIL = bytes(12)
@@ -47,7 +49,8 @@ def header(file: PlannedFile) -> bytes:
     if split is None or file.size >= USTAR_SIZE_LIMIT or uname is None or gname is None:
         info = tarfile.TarInfo(file.path)
         info.size, info.mode, info.mtime, info.uid, info.gid = file.size, mode, mtime, uid, gid
-        info.uname, info.gname = uname or file.uid or "", gname or file.gid or ""
+        info.uname = (file.uid or "") if uname is None and not uid else uname or ""
+        info.gname = (file.gid or "") if gname is None and not gid else gname or ""
         return info.tobuf(tarfile.PAX_FORMAT, "utf-8", "strict")
     prefix, name = split
     block = b"%b%b%07o\0%07o\0%07o\0%011o\0%011o\0        0%bustar\x0000%b%b%b%b%b%b%b" % (
@@ -91,7 +94,9 @@ def _owner(value: str | None) -> tuple[int, str | None]:
         return 0, ""
     if value.isascii() and value.isdigit():
         number = int(value)
-        return (number, "") if number <= _OWNER_LIMIT else (0, None)
+        if number <= _PAX_OWNER_LIMIT:
+            return number, "" if number <= _OWNER_LIMIT else None
+        return 0, None
     if value.isascii() and value.isprintable() and len(value) <= 31:
         return 0, value
     return 0, None

@@ -10,6 +10,8 @@ from typing import Protocol
 
 BLOCK = 512
 PAX_LIMIT = 64 * 2**10
+PAX_KEYS = frozenset({"path", "size", "uid", "gid", "uname", "gname"})
+"""What our headers need; others (sparse files, links) would make a reader see other bytes than lie there."""
 
 
 class Damaged(Exception):
@@ -119,7 +121,10 @@ class TarStream:
             key, equals, value = rest[len(digits) + 1 : length - 1].partition(b"=")
             if not equals:
                 raise Damaged("a PAX record with '=' expected, found none")
-            self._pax[_text(key)] = _text(value)
+            name = _text(key)
+            if name not in PAX_KEYS or name in self._pax:
+                raise Damaged(f"PAX records of {', '.join(sorted(PAX_KEYS))}, each once, expected, found {name[:60]!r}")
+            self._pax[name] = _text(value)
             rest = rest[length:]
         if not self._pax:
             raise Damaged("a PAX record expected, found none")

@@ -85,6 +85,24 @@ def test_tarfile_reads_the_same_facts() -> None:
             assert body.read() == files[member.name]
 
 
+def test_gnu_tar_lists_a_file_of_8_gib_and_its_owner_as_planned(tmp_path: Path) -> None:
+    """Only the headers: GNU tar reads over the bytes of a sparse file."""
+    size = 8 * 2**30
+    file = PlannedFile("big \u00e9", size, TIME, "v", mode=0o4751, uid="3000000000", gid="gr\u00fcn")
+    with (tmp_path / "a.tar").open("wb") as out:
+        out.write(tar.header(file))
+        out.seek(size, os.SEEK_CUR)
+        out.write(tar.END_OF_ARCHIVE)
+    listed = subprocess.run(
+        ["tar", "-tvf", "a.tar", "--numeric-owner", "--utc", "--full-time", "--quoting-style=literal"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+    assert listed == ["-rwsr-x--x", "3000000000/0", str(size), "2026-03-04", "05:06:07", "big", "é"]
+
+
 name_strategy = st.text(
     st.characters(exclude_categories=["Cs"], exclude_characters="\0/"), min_size=1, max_size=60
 ).filter(lambda name: name not in (".", "..") and len(name.encode()) <= 255)
@@ -95,7 +113,7 @@ name_strategy = st.text(
     st.lists(name_strategy, min_size=1, max_size=6).map("/".join),
     st.integers(0, 2**40),
     st.one_of(st.none(), st.integers(0, 0o7777)),
-    st.one_of(st.none(), st.text(max_size=40), st.integers(0, 2**31).map(str)),
+    st.one_of(st.none(), st.text(max_size=40), st.integers(0, 2**33).map(str)),
 )
 def test_every_header_says_to_tarfile_what_was_meant(path: str, size: int, mode: int | None, owner: str | None) -> None:
     file = PlannedFile(path, size, TIME, "v", mode=mode, uid=owner, gid=owner)
@@ -106,6 +124,10 @@ def test_every_header_says_to_tarfile_what_was_meant(path: str, size: int, mode:
     assert member is not None
     assert (member.name, member.size, member.type) == (path, size, tarfile.REGTYPE)
     assert member.mode == (0o644 if mode is None else mode)
+    if owner and owner.isascii() and owner.isdigit() and int(owner) < 2**32 - 1:
+        assert (member.uid, member.gid, member.uname) == (int(owner), int(owner), "")
+    else:
+        assert (member.uid, member.uname, member.gname) == (0, owner or "", owner or "")
 
 
 @pytest.mark.parametrize("path", ["a", "d" * 100, "d" * 60 + "/" + "f" * 60])
@@ -183,10 +205,10 @@ def test_p4_a_file_that_gives_other_bytes_than_planned_is_named() -> None:
             list(pack(iter(parts), plan=plan, n=1, progress=Silent()))
 
 
-@pytest.mark.parametrize("algorithm", ["sha256", "SHA-256", "md5", "sha1", "blake2b", "SHA512"])
+@pytest.mark.parametrize("algorithm", ["sha256", "SHA-256", "md5", "sha1", "blake2b", "SHA512", "SHA3-256"])
 def test_p4_the_catalogues_checksum_is_compared_where_hashlib_has_it(algorithm: str) -> None:
     files = {"a": b"payload"}
-    name = algorithm.lower().replace("-", "")
+    name = {"SHA3-256": "sha3_256"}.get(algorithm, algorithm.lower().replace("-", ""))
     right = hashlib.new(name, files["a"]).hexdigest()
     packed(files, listed=[CatalogueFile("a", 7, TIME, chk=right.upper(), chk_alg=algorithm)])
     with pytest.raises(errors.ChecksumDiffers, match="'a'") as raised:
@@ -194,10 +216,11 @@ def test_p4_the_catalogues_checksum_is_compared_where_hashlib_has_it(algorithm: 
     assert right in raised.value.one_line()
 
 
-def test_an_unknown_checksum_algorithm_is_kept_but_not_compared() -> None:
-    _, making = packed({"a": b"x"}, listed=[CatalogueFile("a", 1, TIME, chk="zz", chk_alg="adler-rot13")])
+@pytest.mark.parametrize("algorithm", ["adler-rot13", "crc32c", "md4", "shake_128"])
+def test_a_checksum_that_hashlib_does_not_have_everywhere_is_kept_but_not_compared(algorithm: str) -> None:
+    _, making = packed({"a": b"x"}, listed=[CatalogueFile("a", 1, TIME, chk="zz", chk_alg=algorithm)])
     (file,) = ManifestReader([making.manifest]).files()
-    assert (file.chk, file.chk_alg) == ("zz", "adler-rot13")
+    assert (file.chk, file.chk_alg) == ("zz", algorithm)
 
 
 def test_p5_who_stops_taking_leaves_no_thread_behind() -> None:
@@ -218,8 +241,34 @@ def test_an_error_of_the_source_reaches_the_one_who_takes() -> None:
         yield blocks[1][0], [b"1"]
         raise errors.SourceFault("gone")
 
+    before = threading.active_count()
     with pytest.raises(errors.SourceFault, match="gone"):
         list(pack(broken(), plan=plan, n=1, progress=Silent()))
+    assert threading.active_count() == before
+
+
+def test_p5_a_stop_ends_packing_at_the_next_chunk_and_closes_the_source() -> None:
+    class StopThen(Silent):
+        def advance(self, size_bytes: int = 0, files: int = 0) -> None:
+            if files:
+                raise errors.Stopped("now")
+
+    files = {f"{k}": b"1" for k in range(10)}
+    plan, blocks = planned(catalogue(files), source(files))
+    opened: list[str] = []
+    closed: list[bool] = []
+
+    def parts():  # type: ignore[no-untyped-def]
+        try:
+            for file in blocks[1]:
+                opened.append(file.path)
+                yield file, [b"1"]
+        finally:
+            closed.append(True)
+
+    with pytest.raises(errors.Stopped):
+        list(pack(parts(), plan=plan, n=1, progress=StopThen()))
+    assert (opened, closed) == (["0"], [True])
 
 
 @settings(max_examples=60, deadline=None)
@@ -231,11 +280,23 @@ def test_a_gzip_member_is_what_gzip_reads_and_never_grows_much(data: bytes, nois
     assert len(member) <= len(data) + len(data) // 1000 + 64
 
 
+def test_p10_memory_does_not_grow_with_the_size_of_the_files() -> None:
+    """Resident memory of this process while 64 MiB and while 1 GiB is packed."""
+    process, peaks = psutil.Process(), []
+    body = RNG.randbytes(2**20)
+    for count in (64, 1024):
+        plan, _ = planned(catalogue({"a": b""}), source({"a": b""}), member_bytes=4 * 2**20)
+        file = PlannedFile("a", count * 2**20, TIME, "v")
+        making = pack([(file, (body for _ in range(count)))], plan=plan, n=1, progress=Silent())
+        peaks.append(max(process.memory_info().rss for _ in making))
+    assert peaks[1] - peaks[0] < 32 * 2**20
+
+
 def test_p10_memory_does_not_grow_with_the_number_of_files() -> None:
-    """Resident memory of this process while 2,000 and while 40,000 files are packed."""
+    """Resident memory of this process while 1,000 and while 50,000 files, the most in a datablock, are packed."""
     process, peaks = psutil.Process(), []
     body = bytes(100)
-    for count in (2_000, 40_000):
+    for count in (1_000, 50_000):
         listed = [CatalogueFile(f"dir/{k:08}", 100, TIME) for k in range(count)]
         plan, _ = planned(listed[:1], source({listed[0].path: body}), max_files=50_000)
         files = ((PlannedFile.of(file, "v"), [body]) for file in listed)
