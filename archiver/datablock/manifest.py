@@ -110,7 +110,9 @@ class ManifestWriter:
             self._flush()
 
     def _flush(self) -> None:
-        self._parts.append(self._packer.compress(("\n".join(self._lines) + "\n").encode("utf-8")))
+        # A lone surrogate in a field that is no path becomes its JSON escape, so that it comes back as it was.
+        lines = ("\n".join(self._lines) + "\n").encode("utf-8", "backslashreplace")
+        self._parts.append(self._packer.compress(lines))
         self._lines, self._held = [], 0
 
 

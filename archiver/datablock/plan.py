@@ -22,6 +22,7 @@ from archiver.progress import Progress
 from archiver.settings import DatablockSettings
 
 PLAN_VERSION = 1
+"""To be raised when the packer makes other bytes of the same plan: a plan's id stands for them."""
 NAMED = 10
 """Files named in a message; the rest is a count."""
 ENTRY_OVERHEAD_BYTES = 190

@@ -89,14 +89,9 @@ def _split(path: str) -> tuple[bytes, bytes] | None:
 
 
 def _owner(value: str | None) -> tuple[int, str | None]:
-    """A numeric id, or a name; None as the name if ustar cannot say it."""
-    if not value:
+    """A numeric id, or a name; None as the name if ustar cannot say it. What is not printable is left to the manifest."""
+    if not value or not value.isprintable():
         return 0, ""
-    if value.isascii() and value.isdigit():
-        number = int(value)
-        if number <= _PAX_OWNER_LIMIT:
-            return number, "" if number <= _OWNER_LIMIT else None
-        return 0, None
-    if value.isascii() and value.isprintable() and len(value) <= 31:
-        return 0, value
-    return 0, None
+    if value.isascii() and value.isdigit() and (number := int(value[:20])) <= _PAX_OWNER_LIMIT:
+        return number, "" if number <= _OWNER_LIMIT else None
+    return 0, value if value.isascii() and not value.isdigit() and len(value) <= 31 else None

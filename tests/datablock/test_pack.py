@@ -8,6 +8,7 @@ import io
 import os
 import random
 import subprocess
+import sys
 import tarfile
 import threading
 from pathlib import Path
@@ -113,7 +114,12 @@ name_strategy = st.text(
     st.lists(name_strategy, min_size=1, max_size=6).map("/".join),
     st.integers(0, 2**40),
     st.one_of(st.none(), st.integers(0, 0o7777)),
-    st.one_of(st.none(), st.text(max_size=40), st.integers(0, 2**33).map(str)),
+    st.one_of(
+        st.none(),
+        st.text(st.characters(), max_size=40),
+        st.sampled_from(["a b", "ü", "\ud800", "\0", "9" * 30]),
+        st.integers(0, 2**33).map(str),
+    ),
 )
 def test_every_header_says_to_tarfile_what_was_meant(path: str, size: int, mode: int | None, owner: str | None) -> None:
     file = PlannedFile(path, size, TIME, "v", mode=mode, uid=owner, gid=owner)
@@ -124,7 +130,9 @@ def test_every_header_says_to_tarfile_what_was_meant(path: str, size: int, mode:
     assert member is not None
     assert (member.name, member.size, member.type) == (path, size, tarfile.REGTYPE)
     assert member.mode == (0o644 if mode is None else mode)
-    if owner and owner.isascii() and owner.isdigit() and int(owner) < 2**32 - 1:
+    if owner and not owner.isprintable():
+        assert (member.uid, member.uname) == (0, "")
+    elif owner and owner.isascii() and owner.isdigit() and int(owner) < 2**32 - 1:
         assert (member.uid, member.gid, member.uname) == (int(owner), int(owner), "")
     else:
         assert (member.uid, member.uname, member.gname) == (0, owner or "", owner or "")
@@ -176,6 +184,17 @@ def test_the_same_plan_and_bytes_give_the_same_datablock_however_they_arrive() -
     assert first.manifest == second.manifest
 
 
+def test_the_tar_of_a_known_plan_is_the_one_it_always_was() -> None:
+    """If this changes, ``PLAN_VERSION`` must: a plan's id stands for its bytes."""
+    listed = [
+        CatalogueFile("a", 3, TIME, mode=0o640, uid="1234", gid="staff"),
+        CatalogueFile("d" * 100 + "/" + "f" * 90, 3, TIME),
+        CatalogueFile("e\u0301/" + "n" * 200, 3, TIME, uid="3000000000"),
+    ]
+    data, _ = packed({file.path: b"xyz" for file in listed}, listed=listed, format="tar")
+    assert hashlib.sha256(data).hexdigest() == "dc85576e3e5639f07087e883ea2d3202007290c7e201c3f404a7ad5e9ffbbf1a"
+
+
 def test_the_manifest_says_where_every_file_lies() -> None:
     files = some_files()
     data, making = packed(files)
@@ -194,6 +213,27 @@ def test_the_manifest_says_where_every_file_lies() -> None:
             member = archive.next()
         assert member is not None
         assert member.name == file.path
+
+
+def test_the_documented_way_to_have_one_file_gives_its_bytes(tmp_path: Path) -> None:
+    files = some_files()
+    data, making = packed(files)
+    (tmp_path / "1.tar.gz").write_bytes(data)
+    (tmp_path / "1.manifest.jsonl.gz").write_bytes(making.manifest)
+    page = (Path(__file__).parents[2] / "docs/manifest.md").read_text("utf-8")
+    script = page.split("<<'END'\n")[1].split("END\n")[0]
+    for name, body in files.items():
+        done = subprocess.run(
+            [sys.executable, "-", "1", name], input=script.encode(), cwd=tmp_path, capture_output=True
+        )
+        assert done.stdout == body, done.stderr
+
+
+def test_a_lone_surrogate_beside_the_path_survives_in_the_manifest() -> None:
+    listed = [CatalogueFile("a", 1, TIME, chk="\ud800", chk_alg="none", uid="\udfff")]
+    _, making = packed({"a": b"x"}, listed=listed)
+    (file,) = ManifestReader([making.manifest]).files()
+    assert (file.chk, file.uid) == ("\ud800", "\udfff")
 
 
 def test_p4_a_file_that_gives_other_bytes_than_planned_is_named() -> None:
