@@ -26,7 +26,7 @@ $(STAMP): $(LOCKS) pyproject.toml
 	@touch $@
 
 # Found on this machine, else fetched, else built once into the cache directory (cli/programs.py).
-OBTAIN = $(BIN)/python -c 'import sys; from cli.programs import obtain; [obtain(name) for name in sys.argv[1:]]'
+OBTAIN = $(BIN)/python -m cli.programs
 
 servers: setup
 	@$(OBTAIN) temporal versitygw

@@ -20,7 +20,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from archiver.errors import OwnFault, SettingsInvalid
+from archiver.errors import ArchiverError, OwnFault, SettingsInvalid
+from cli.exits import exit_code
 
 ROOT = Path(__file__).resolve().parent.parent
 GO_LOCK = ROOT / "requirements-go.lock"
@@ -221,3 +222,21 @@ def _lock() -> Iterator[None]:
 
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
+
+
+def main() -> int:
+    """``python -m cli.programs NAME...``: obtain these, then remove what only building needed (gigabytes of it)."""
+    try:
+        for name in sys.argv[1:]:
+            obtain(name)
+    except ArchiverError as error:
+        print(error.lines(), file=sys.stderr)
+        return exit_code(error)
+    with _lock():
+        for folder in ("gopath", "gocache"):
+            shutil.rmtree(cache_dir() / folder, ignore_errors=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

