@@ -20,7 +20,8 @@ from typing import Any
 from archiver.errors import ArchiverError, Refused
 from cli import devdir, exits, servers
 from cli.devdir import CONFIG, DEV_JSON
-from cli.servers import ROOT, Child
+from cli.programs import ROOT
+from cli.servers import Child
 
 RESTART_SECONDS = (1.0, 2.0, 5.0, 10.0, 30.0)
 STEADY_SECONDS = 60.0

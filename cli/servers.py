@@ -13,20 +13,7 @@ from pathlib import Path
 
 from archiver.errors import OwnFault
 from archiver.model import SEARCH_ATTRIBUTES
-from cli.programs import ROOT, obtain
-
-__all__ = [
-    "ROOT",
-    "Child",
-    "clean_environment",
-    "die_with_parent",
-    "forget_callers_settings",
-    "free_port",
-    "is_free",
-    "obtain",
-    "s3_server",
-    "temporal_dev_server",
-]
+from cli.programs import obtain
 
 START_SECONDS = 60.0
 STOP_SECONDS = 15.0

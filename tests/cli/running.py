@@ -7,7 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from cli.servers import ROOT, clean_environment
+from cli.programs import ROOT
+from cli.servers import clean_environment
 
 SECONDS = 120
 

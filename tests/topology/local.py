@@ -20,7 +20,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cli.servers import ROOT, Child, die_with_parent, free_port, obtain
+from cli.programs import ROOT, obtain
+from cli.servers import Child, die_with_parent, free_port
 
 Model = Mapping[str, Any]
 

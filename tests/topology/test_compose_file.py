@@ -15,7 +15,7 @@ import yaml
 
 from activities.queues import GROUPS, LTS_QUEUES, parse_queues
 from archiver.settings import Settings, load
-from cli.servers import PROGRAMS, ROOT, obtain
+from cli.programs import PROGRAMS, ROOT, obtain
 from tests.topology import compose
 
 Model = dict[str, Any]
