@@ -16,10 +16,7 @@ from urllib.parse import quote
 import boto3
 import httpx
 from botocore.config import Config
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from temporalio.client import Client
-from temporalio.service import RPCError
 
 from activities.connection import connect
 from archiver.catalogue.payloads import ARCHIVED
@@ -27,6 +24,7 @@ from archiver.errors import OwnFault, StagingFault
 from archiver.settings import load
 from archiver.storage.objects import Bucket
 from cli import jobs, servers, status
+from cli.bars import Bars
 from cli.dev import DevOptions, DevSystem
 from cli.proof import check_bag
 from cli.sample import MIB, Sample, make_files, sha256
@@ -150,27 +148,17 @@ class _Demo:
         return job_id, time.monotonic() - started
 
     async def _bars(self, client: Client, pid: str, result: asyncio.Future[Any]) -> None:
-        console = Console(stderr=True)
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            DownloadColumn(binary_units=True),
-            TransferSpeedColumn(),
-        )
-        with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
-            shown: dict[tuple[int, str], Any] = {}
-            while not result.done():
-                try:
-                    _, data = await status.describe_dataset(client, pid)
-                except RPCError:  # not started yet
-                    data = {"datablocks": []}
-                for block in data["datablocks"]:
-                    key = (block["n"], block["stage"])
-                    if key not in shown:
-                        shown[key] = bars.add_task(f" {block['stage']:<20} {block['n']}", total=None)
-                        if not console.is_terminal:
-                            _row(block["stage"].split()[0], f"datablock {block['n']}: {block['stage']}")
-                    bars.update(shown[key], completed=block["done_bytes"], total=block["total_bytes"] or None)
+        """Show the datablocks until the job ends, and once more after it."""
+        while not (count := await status.datablocks_of(client, pid)):
+            if result.done():
+                return
+            await asyncio.wait([result], timeout=LOOK_SECONDS)
+        with Bars(count, _row) as bars:
+            ended = False
+            while not ended:
+                ended = result.done()
+                for n in range(1, count + 1):
+                    bars.show(await status.describe_datablock(client, pid, n))
                 await asyncio.wait([result], timeout=LOOK_SECONDS)
 
     async def _prove(self, scicat: httpx.AsyncClient, sample: Sample, job_id: str) -> None:

@@ -233,32 +233,41 @@ def demo(
 
 
 def main() -> None:
-    """The entry point: one place where errors become four lines and an exit code."""
+    """The entry point. Ends the process."""
+    code = run()
+    # Temporal's runtime threads may still run, and abort an interpreter that finalizes beneath them.
+    os._exit(code)
+
+
+def run() -> int:
+    """One command; its exit code. The one place where errors become four lines: no traceback meets an operator."""
     from cli.exits import exit_code
 
     try:
-        app(standalone_mode=True)
-        code: object = 0
+        try:
+            app(standalone_mode=True)
+        finally:
+            sys.stdout.flush()
     except ArchiverError as error:
         if options.json:
-            print(json.dumps({"version": 1, "error": {"type": error.type_name, "message": error.one_line()}}))
+            with contextlib.suppress(OSError):
+                told = {"type": error.type_name, "message": error.one_line()}
+                print(json.dumps({"version": 1, "error": told}), flush=True)
         print(error.lines(), file=sys.stderr)
-        code = exit_code(error)
+        return exit_code(error)
     except SystemExit as end:
-        code = end.code
-    except Exception as error:  # the last line of defence: no traceback meets an operator
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BrokenPipeError:  # whoever read us has seen enough
+        return 0
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
         if os.environ.get("PYTHONFAULTHANDLER"):
             raise
         print(f"error    unexpected {type(error).__name__}: {error}"[:800], file=sys.stderr)
         print("next     report it; PYTHONFAULTHANDLER=1 shows where it happened", file=sys.stderr)
-        code = 1
-    except KeyboardInterrupt:
-        code = 130
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(BrokenPipeError):  # whoever read us has seen enough
-            stream.flush()
-    # Temporal's runtime threads may still run, and abort an interpreter that finalizes beneath them.
-    os._exit(code if isinstance(code, int) else 0 if code is None else 1)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":

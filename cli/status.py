@@ -26,6 +26,8 @@ QUERY_SECONDS = timedelta(seconds=5)
 """A worker answers a query in milliseconds; without one, nobody does."""
 UNANSWERED = "no worker answers: is one serving the queue 'archiver'?"
 
+SIZES = ("done_bytes", "total_bytes", "size_bytes", "packed_bytes")
+
 Described = tuple[str, dict[str, Any]]
 """For people, and as data."""
 _M = TypeVar("_M", bound=m.Wire)
@@ -114,15 +116,26 @@ async def describe_dataset(client: Client, pid: str) -> Described:
     return "\n".join([text, *rows]), {"pid": pid, "progress": progress.model_dump(), "datablocks": blocks}
 
 
+async def datablocks_of(client: Client, pid: str) -> int:
+    """How many datablocks the dataset's plan has; 0 before there is a plan."""
+    try:
+        progress = await _ask(client.get_workflow_handle(workflow_id("archive-dataset", pid)), m.DatasetProgress)
+    except RPCError as error:
+        if error.status != RPCStatusCode.NOT_FOUND:
+            raise
+        progress = None
+    return progress.datablocks if progress else 0
+
+
 async def describe_datablock(client: Client, pid: str, n: int) -> dict[str, Any]:
-    """Stage of a datablock, and the bytes that its running activity last told of (``total_bytes`` 0: not known yet)."""
+    """Stage of a datablock, and the bytes that its running activity last told of; sizes are 0 while they are not known."""
     handle = client.get_workflow_handle(workflow_id("archive-datablock", pid, str(n)))
     try:
         description = await handle.describe()
     except RPCError as error:
         if error.status != RPCStatusCode.NOT_FOUND:
             raise
-        return {"n": n, "stage": "queued", "done_bytes": 0, "total_bytes": 0, "note": ""}
+        return {"n": n, "stage": "queued", "note": "", **dict.fromkeys(SIZES, 0)}
     progress = await _ask(handle, m.DatablockProgress)
     beat = m.Heartbeat()
     for pending in description.raw_description.pending_activities:
@@ -133,6 +146,8 @@ async def describe_datablock(client: Client, pid: str, n: int) -> dict[str, Any]
         "stage": progress.stage if progress else description.typed_search_attributes.get(STAGE, "?"),
         "done_bytes": beat.done_bytes,
         "total_bytes": beat.total_bytes or (progress.packed_bytes if progress else 0),
+        "size_bytes": progress.size_bytes if progress else 0,
+        "packed_bytes": progress.packed_bytes if progress else 0,
         "note": beat.note,
     }
 

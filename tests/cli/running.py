@@ -16,7 +16,9 @@ SECONDS = 120
 def environment(**more: str) -> dict[str, str]:
     """Ours without anything that steers the archiver, but for the cache that holds the built servers."""
     kept = {key: os.environ[key] for key in ("ARCHIVER_CACHE_DIR",) if key in os.environ}
-    return {**clean_environment(PYTHONPATH=str(ROOT)), **kept, **more}
+    clean = clean_environment(PYTHONPATH=str(ROOT))
+    clean.pop("PYTHONUNBUFFERED", None)  # people have buffered output; what is lost in a buffer must be seen here
+    return {**clean, **kept, **more}
 
 
 def command(*arguments: object) -> list[str]:

@@ -24,7 +24,9 @@ def test_demo_archives_proves_and_says_so_without_a_terminal(tmp_path: Path) -> 
     assert "\x1b" not in done.stdout + done.stderr
     for said in (
         r"dataset  20\.500\.12345/\S+   \d{3} files, ",
-        r"pack     datablock 1",
+        r"pack     1/\d  [\d.]+ MiB",
+        r"copy     1/\d  [\d.]+ [KM]iB",
+        r"verify   1/\d  [\d.]+ [KM]iB",
         r"scicat   [2-9] datablocks registered, datasetOnArchiveDisk, job finishedSuccessful",
         r"proof    \$ sha256sum -c manifest-sha256.txt   -> \d+ OK",
         r"\$ tar -xzf data/N.tar.gz; diff -r source unpacked   -> identical",
