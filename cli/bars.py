@@ -50,7 +50,8 @@ class Bars:
         for stage in STAGES:
             key, at = (n, stage), ORDER.index(stage)
             if at == now:
-                self._since.setdefault(key, time.monotonic())
+                if block["working"]:  # not: it waits for a slot
+                    self._since.setdefault(key, time.monotonic())
                 if block["done_bytes"]:
                     self._update(key, block["done_bytes"], max(block["total_bytes"], block["done_bytes"]))
             elif at < now and key not in self._ended:

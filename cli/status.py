@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
+from temporalio.api.enums.v1 import PendingActivityState
 from temporalio.client import (
     Client,
     WorkflowExecutionDescription,
@@ -135,10 +136,12 @@ async def describe_datablock(client: Client, pid: str, n: int) -> dict[str, Any]
     except RPCError as error:
         if error.status != RPCStatusCode.NOT_FOUND:
             raise
-        return {"n": n, "stage": "queued", "note": "", **dict.fromkeys(SIZES, 0)}
+        return {"n": n, "stage": "queued", "working": False, "note": "", **dict.fromkeys(SIZES, 0)}
     progress = await _ask(handle, m.DatablockProgress)
     beat = m.Heartbeat()
+    working = False
     for pending in description.raw_description.pending_activities:
+        working = pending.state == PendingActivityState.PENDING_ACTIVITY_STATE_STARTED
         if pending.HasField("heartbeat_details") and description.status == WorkflowExecutionStatus.RUNNING:
             (beat,) = await client.data_converter.decode(pending.heartbeat_details.payloads[:1], [m.Heartbeat])
     return {
@@ -148,6 +151,7 @@ async def describe_datablock(client: Client, pid: str, n: int) -> dict[str, Any]
         "total_bytes": beat.total_bytes or (progress.packed_bytes if progress else 0),
         "size_bytes": progress.size_bytes if progress else 0,
         "packed_bytes": progress.packed_bytes if progress else 0,
+        "working": working,
         "note": beat.note,
     }
 
