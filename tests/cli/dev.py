@@ -21,15 +21,15 @@ START_SECONDS = 120
 
 
 class Dev:
-    """``archiver dev`` with its directory. ``start``, then ``stop`` or ``kill``."""
+    """``archiver dev`` with its directory. ``start``, then ``end``."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.data = folder / "data"
-        self.process: subprocess.Popen[str]
+        self.process: subprocess.Popen[str] | None = None
 
-    def start(self, *arguments: str, **more: str) -> Dev:
-        """Until dev.json is there."""
+    def launch(self, *arguments: str, **more: str) -> subprocess.Popen[str]:
+        """Begin to start it."""
         with (self.folder / "said.txt").open("a") as said:
             self.process = subprocess.Popen(
                 command("dev", "--data-dir", self.data, *arguments),
@@ -39,9 +39,14 @@ class Dev:
                 stderr=said,
                 text=True,
             )
+        return self.process
+
+    def start(self, *arguments: str, **more: str) -> Dev:
+        """Until dev.json is there."""
+        process = self.launch(*arguments, **more)
         until = time.monotonic() + START_SECONDS
         while not (self.data / "dev.json").exists():
-            assert self.process.poll() is None, self.said()
+            assert process.poll() is None, self.said()
             assert time.monotonic() < until, self.said()
             time.sleep(0.05)
         return self
@@ -58,6 +63,7 @@ class Dev:
 
     def running(self) -> list[psutil.Process]:
         """Its children."""
+        assert self.process is not None
         return psutil.Process(self.process.pid).children()
 
     def children(self) -> dict[str, psutil.Process]:
@@ -76,8 +82,11 @@ class Dev:
         return found
 
     def end(self, signum: int = signal.SIGTERM) -> int:
-        """Send a signal; returns the exit code."""
-        self.process.send_signal(signum)
+        """Send a signal, if it runs; returns the exit code."""
+        if self.process is None:
+            return 0
+        if self.process.poll() is None:
+            self.process.send_signal(signum)
         return self.process.wait(60)
 
     def archiver(self, *arguments: object, **more: str) -> subprocess.CompletedProcess[str]:

@@ -6,19 +6,17 @@ import json
 import os
 import signal
 import stat
-import subprocess
 import time
 import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
-import psutil
 import pytest
 
 from cli.servers import free_port
 from tests.cli.dev import Dev
-from tests.cli.running import archiver, command, environment
+from tests.cli.running import archiver
 
 FIELDS = {
     "temporal_address",
@@ -57,14 +55,19 @@ def dev(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dev]:
 
 
 @pytest.fixture
-def own(tmp_path: Path) -> Iterator[Dev]:
-    """A system of the test's own."""
-    system = Dev(tmp_path)
+def system(tmp_path: Path) -> Iterator[Dev]:
+    """A system of the test's own, not started; ended whatever happens."""
+    it = Dev(tmp_path)
     try:
-        yield system.start()
+        yield it
     finally:
-        if system.process.poll() is None:
-            system.end()
+        it.end()
+
+
+@pytest.fixture
+def own(system: Dev) -> Dev:
+    """The same, started."""
+    return system.start()
 
 
 def test_dev_json_says_where_everything_is_and_is_readable_by_its_owner_only(dev: Dev) -> None:
@@ -189,23 +192,16 @@ def test_a_port_in_use_is_a_usage_error_that_names_it(dev: Dev, tmp_path: Path) 
     assert f"port {taken} is in use" in refused.stderr
 
 
-def test_a_scicat_of_ones_own_takes_the_place_of_the_stand_in(dev: Dev, tmp_path: Path) -> None:
+def test_a_scicat_of_ones_own_takes_the_place_of_the_stand_in(dev: Dev, system: Dev) -> None:
     info = dev.info
-    other = Dev(tmp_path).start(
-        "--scicat-url",
-        info["scicat_url"],
-        SCICAT_USER=info["scicat_user"],
-        SCICAT_PASSWORD=info["scicat_password"],
-    )
-    try:
-        assert other.info["scicat_url"] == info["scicat_url"]
-        assert len(other.running()) == 4
-        assert info["scicat_password"] not in (other.data / "state.json").read_text()
-        pid = other.dataset({"a.txt": b"hello"})
-        assert other.archiver("archive", pid, "--wait").returncode == 0
-        assert dev.lifecycle(pid)["archiveStatusMessage"] == "datasetOnArchiveDisk"
-    finally:
-        other.end()
+    account = {"SCICAT_USER": info["scicat_user"], "SCICAT_PASSWORD": info["scicat_password"]}
+    system.start("--scicat-url", info["scicat_url"], **account)
+    assert system.info["scicat_url"] == info["scicat_url"]
+    assert len(system.running()) == 4
+    assert info["scicat_password"] not in (system.data / "state.json").read_text()
+    pid = system.dataset({"a.txt": b"hello"})
+    assert system.archiver("archive", pid, "--wait").returncode == 0
+    assert dev.lifecycle(pid)["archiveStatusMessage"] == "datasetOnArchiveDisk"
 
 
 def test_p5_children_that_die_are_started_again_and_it_is_said(own: Dev) -> None:
@@ -243,49 +239,34 @@ def test_ctrl_c_stops_everything(own: Dev) -> None:
     assert not (own.data / "dev.json").exists()
 
 
-def test_sigterm_stops_everything_and_the_next_start_goes_on(tmp_path: Path) -> None:
-    system = Dev(tmp_path).start()
-    first = system.info
-    pid = system.dataset({"a.txt": b"kept"})
-    job = json.loads(system.archiver("--json", "archive", pid, "--wait").stdout)["job_id"]
-    children = system.running()
-    assert system.end(signal.SIGTERM) == 0
+def test_sigterm_stops_everything_and_the_next_start_goes_on(own: Dev) -> None:
+    first = own.info
+    pid = own.dataset({"a.txt": b"kept"})
+    job = json.loads(own.archiver("--json", "archive", pid, "--wait").stdout)["job_id"]
+    children = own.running()
+    assert own.end(signal.SIGTERM) == 0
     assert not any(child.is_running() for child in children)
-    assert not (system.data / "dev.json").exists()
-    system.start()
-    try:
-        assert system.info == first
-        assert "ARCHIVED" in system.archiver("status", job).stdout
-        assert system.lifecycle(pid)["archiveStatusMessage"] == "datasetOnArchiveDisk"
-    finally:
-        system.end()
+    assert not (own.data / "dev.json").exists()
+    own.start()
+    assert own.info == first
+    assert "ARCHIVED" in own.archiver("status", job).stdout
+    assert own.lifecycle(pid)["archiveStatusMessage"] == "datasetOnArchiveDisk"
 
 
-def test_p5_a_dev_that_is_killed_takes_its_children_with_it_and_starts_again_at_once(tmp_path: Path) -> None:
-    system = Dev(tmp_path).start()
+def test_p5_a_dev_that_is_killed_takes_its_children_with_it_and_starts_again_at_once(own: Dev) -> None:
+    children = own.running()
+    own.end(signal.SIGKILL)
+    (own.data / "dev.json").unlink()  # a killed one leaves it; the next start removes it before anything else
+    own.start()
+    until(lambda: not any(child.is_running() for child in children), "the children of the killed one are gone")
+    pid = own.dataset({"a.txt": b"after"})
+    assert own.archiver("archive", pid, "--wait").returncode == 0
+
+
+def test_a_signal_while_it_starts_stops_what_was_started(system: Dev) -> None:
+    system.launch("--temporal-port", str(free_port()))
+    until(lambda: len(system.running()) >= 1, "the first child runs")
     children = system.running()
-    system.end(signal.SIGKILL)
-    (system.data / "dev.json").unlink()  # a killed one leaves it; the next start removes it before anything else
-    system.start()
-    try:
-        until(lambda: not any(child.is_running() for child in children), "the children of the killed one are gone")
-        pid = system.dataset({"a.txt": b"after"})
-        assert system.archiver("archive", pid, "--wait").returncode == 0
-    finally:
-        system.end()
-
-
-def test_a_signal_while_it_starts_stops_what_was_started(tmp_path: Path) -> None:
-    system = Dev(tmp_path)
-    more = environment()
-    port = str(free_port())
-    starting = subprocess.Popen(
-        command("dev", "--data-dir", system.data, "--temporal-port", port), cwd=tmp_path, env=more
-    )
-    parent = psutil.Process(starting.pid)
-    until(lambda: len(parent.children()) >= 1, "the first child runs")
-    children = parent.children()
-    starting.send_signal(signal.SIGTERM)
-    assert starting.wait(60) == 130
+    assert system.end(signal.SIGTERM) == 130
     assert not any(child.is_running() for child in children)
     assert not (system.data / "dev.json").exists()
