@@ -268,5 +268,5 @@ def test_a_signal_while_it_starts_stops_what_was_started(system: Dev) -> None:
     until(lambda: len(system.running()) >= 1, "the first child runs")
     children = system.running()
     assert system.end(signal.SIGTERM) == 130
-    assert not any(child.is_running() for child in children)
+    until(lambda: not any(child.is_running() for child in children), "what was started is gone")
     assert not (system.data / "dev.json").exists()

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from activities.connection import Unreachable
-from archiver import errors
+from archiver import errors, model
 from cli import exits, jobs
 from cli.servers import free_port
 from tests.cli.running import archiver, command, environment
@@ -49,7 +49,7 @@ def test_each_kind_of_error_has_its_exit_code(error: errors.ArchiverError, code:
     ],
 )
 def test_a_jobs_end_has_its_exit_code(counts: dict[str, int], code: int) -> None:
-    result = jobs.m.ArchiveJobResult(job_id="j", status_code="s", message="m", counts=jobs.m.Counts(**counts))
+    result = model.ArchiveJobResult(job_id="j", status_code="s", message="m", counts=model.Counts(**counts))
     assert jobs.code_of(result) == code
 
 

@@ -19,7 +19,18 @@ SKIPS = "import pytest\n\ndef test_skips():\n    pytest.skip('no such server her
 )
 def test_a_skipped_test_is_red_where_it_is_asked_for(tmp_path: Path, flags: list[str], text: str, code: int) -> None:
     (tmp_path / "test_it.py").write_text(PASSES + text)
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "tests.conftest", "-c", "/dev/null", "--rootdir", tmp_path]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "tests.conftest",
+        "-c",
+        "/dev/null",
+        "--rootdir",
+        str(tmp_path),
+    ]
     ended = subprocess.run([*command, *flags, tmp_path], env=environment(), capture_output=True, text=True, timeout=60)
     assert ended.returncode == code, ended.stdout
     assert ("NOT RUN" in ended.stdout) == (code != 0)
