@@ -75,7 +75,14 @@ def _outcome(outcome: m.DatasetOutcome) -> Payload:
 def job_says(job: Job, payload: Payload) -> bool:
     """Whether the job already says what ``payload`` would write."""
     same = job.status_code == payload["statusCode"] and job.status_message == payload["statusMessage"]
-    return same and ("jobResultObject" not in payload or job.result == payload["jobResultObject"])
+    return same and ("jobResultObject" not in payload or _full(job.result) == _full(payload["jobResultObject"]))
+
+
+def _full(value: Any) -> Any:
+    """Without nulls and empty objects, which a document store may drop: their loss must not cause another mail."""
+    if isinstance(value, dict):
+        return {key: kept for key, one in value.items() if (kept := _full(one)) not in (None, {})}
+    return [_full(one) for one in value] if isinstance(value, list) else value
 
 
 def lifecycle_started(job_id: str) -> Payload:
@@ -184,7 +191,7 @@ def same_datablock(there: Payload, ours: Payload) -> bool:
     if any(there.get(key) != ours[key] for key in ("datasetId", "archiveId", "size", "packedSize", "version")):
         return False
     listed = there.get("dataFileList")
-    if not isinstance(listed, list):
+    if not isinstance(listed, list) or len(listed) != len(ours["dataFileList"]):
         return False
     return {_identity(entry) for entry in listed} == {_identity(entry) for entry in ours["dataFileList"]}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from archiver.datablock.files import CatalogueFile
 from archiver.errors import CatalogueRecordInvalid
@@ -85,6 +85,11 @@ class Dataset(Record):
     lifecycle: Lifecycle = Field(default_factory=Lifecycle, alias="datasetlifecycle")
     raw: dict[str, Any] = {}
 
+    @field_validator("access_groups", mode="before")
+    @classmethod
+    def _none_is_empty(cls, value: Any) -> Any:
+        return [] if value is None else value
+
     @classmethod
     def read(cls, document: dict[str, Any]) -> Dataset:
         """Raises ``CatalogueRecordInvalid`` if it is no dataset."""
@@ -119,6 +124,7 @@ class OrigDatablock(Record):
     """A block of a dataset's source files, as it came."""
 
     id: str = Field(alias="_id")
+    dataset: str = Field("", alias="datasetId")
     chk_alg: str | None = Field(None, alias="chkAlg")
     files: list[Any] = Field(default_factory=list, alias="dataFileList")
 

@@ -1,0 +1,271 @@
+"""Calls to SciCat's HTTP edge: account, quick retries, bounded answers, and errors that say what to do.
+
+SciCat takes the bearer of a bad token for anonymous, so a 403 logs in once more (contract 4); errors have four shapes, and
+a proxy may say anything at all (contract 5).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import time
+from typing import Any
+
+import httpx
+import stamina
+
+from archiver.errors import CatalogueFault, SettingsInvalid
+from archiver.settings import SciCatSettings
+
+RENEW_SHARE = 0.8
+"""A token is renewed after this share of its life (contract 4)."""
+QUICK_TRIES = 3
+IDLE_SECONDS = 3.0
+"""An idle connection is closed before the server closes it: Node and uvicorn do so after 5 s, in the middle of a write."""
+PASSING = frozenset({408, 425, 429})
+"""Statuses below 500 that may be gone in a second; from 500 on all may."""
+ADMIN = "ADMIN_GROUPS"
+RIGHTS = (
+    (r"POST .*/datablocks$", "ADMIN_GROUPS (or CREATE_DATASET_PRIVILEGED_GROUPS)"),
+    (r"PATCH .*/jobs/", "ADMIN_GROUPS (or UPDATE_JOB_PRIVILEGED_GROUPS)"),
+    (r"POST .*/jobs$", "ADMIN_GROUPS (or CREATE_JOB_PRIVILEGED_GROUPS)"),
+    (r"PATCH .*/datasetlifecycle$", "ADMIN_GROUPS (or UPDATE_DATASET_LIFECYCLE_GROUPS)"),
+    (r".*", ADMIN),
+)
+"""Which of SciCat's settings must name a group of our account for which call (contract 1.7, 2.3, 4)."""
+
+
+class _Passing(Exception):
+    """A fault that may be gone in a second."""
+
+    def __init__(self, fault: CatalogueFault) -> None:
+        super().__init__(fault.what)
+        self.fault = fault
+
+
+class Session:
+    """One account at one SciCat over a pool of connections. Safe for concurrent calls; ``close`` it."""
+
+    def __init__(self, settings: SciCatSettings, *, transport: httpx.AsyncBaseTransport | None = None) -> None:
+        self._settings = settings
+        self._token = settings.token.get_secret_value() if settings.token else ""
+        self._renew_at = float("inf") if settings.token else 0.0
+        self._login_lock = asyncio.Lock()
+        self.where = f"{settings.url.scheme}://{settings.url.host}:{settings.url.port}"
+        self._http = httpx.AsyncClient(
+            base_url=str(settings.url).rstrip("/"),
+            timeout=httpx.Timeout(settings.read_timeout_seconds, connect=settings.connect_timeout_seconds),
+            limits=httpx.Limits(max_connections=40, max_keepalive_connections=20, keepalive_expiry=IDLE_SECONDS),
+            follow_redirects=False,
+            transport=transport,
+            trust_env=False,
+        )
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._http.aclose()
+
+    async def whoami(self) -> dict[str, Any]:
+        """Our account as SciCat sees it. Raises ``CatalogueFault`` if it sees none even after another login.
+
+        SciCat does not refuse a token that is bad or expired: it takes the caller for anonymous (contract 4).
+        """
+        for last in (False, True):
+            token = await self._valid_token()
+            _, answer = await self.read("GET", "/api/v3/auth/whoami", empty_ok=True)
+            if isinstance(answer, dict):
+                return answer
+            if last or self._settings.token is not None:
+                break
+            await self._login(but=token)
+        raise self.fault(
+            "SciCat does not know our account",
+            "an account",
+            "an empty answer: the token is bad or expired",
+            next_step="renew scicat.token, or check scicat.username",
+            retryable=False,
+        )
+
+    async def healthy(self) -> bool:
+        """Whether SciCat says that it and its database are up."""
+        try:
+            response = await self._http.get("/api/v3/health")
+        except httpx.HTTPError:
+            return False
+        return response.status_code == 200
+
+    # --- calls --------------------------------------------------------------------------------------------------------
+
+    async def read(self, method: str, path: str, *, empty_ok: bool = False, **how: Any) -> tuple[int, Any]:
+        """A call that may be repeated, with a few quick tries; Temporal makes the long ones. Returns status and body."""
+        try:
+            async for attempt in stamina.retry_context(
+                on=_Passing, attempts=QUICK_TRIES, wait_initial=0.3, wait_max=2.0, timeout=None
+            ):
+                with attempt:
+                    try:
+                        status, body = await self.call(method, path, **how)
+                    except CatalogueFault as fault:
+                        if fault.retryable:
+                            raise _Passing(fault) from None
+                        raise
+                    if body is None and not empty_ok:
+                        raise _Passing(self.fault(f"SciCat's answer to {path} is empty", "JSON", "nothing"))
+                    return status, body
+        except _Passing as passing:
+            raise passing.fault from None
+        raise AssertionError("unreachable")
+
+    async def call(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: dict[str, str] | None = None,
+        json_body: dict[str, Any] | None = None,
+        allow: tuple[int, ...] = (),
+    ) -> tuple[int, Any]:
+        """One call; 403 logs in once more and tries again (contract 4). Raises ``CatalogueFault``."""
+        for last in (False, True):
+            token = await self._valid_token()
+            status, body = await self._send(method, path, token, params, json_body)
+            if status not in (401, 403) or last or self._settings.token is not None:
+                break
+            await self._login(but=token)
+        if 200 <= status < 300 or status in allow:
+            return status, body
+        what = f"{method} {path}"
+        if status in (401, 403):
+            right = next(right for pattern, right in RIGHTS if re.match(pattern, what))
+            raise self.fault(
+                f"SciCat refuses {what}",
+                f"an account in {right}",
+                f"status {status}: {words(body)}",
+                next_step="give the archiver's account that right (docs/scicat.md), or renew scicat.token if it expired",
+                retryable=False,
+            )
+        if status == 404 or 300 <= status < 400:
+            raise self.wrong_address(f"SciCat has no {what}", status, body)
+        retryable = status >= 500 or status in PASSING
+        raise self.fault(
+            f"SciCat refuses {what}",
+            "success",
+            f"status {status}: {words(body)}",
+            next_step="retried; see SciCat's log" if retryable else "see SciCat's log",
+            retryable=retryable,
+        )
+
+    def wrong_address(self, what: str, status: int, body: Any) -> CatalogueFault:
+        """A redirect or a 404 that is not of a record. One that a proxy says (no JSON) may pass, a route will not."""
+        return self.fault(
+            what,
+            "SciCat's own answer",
+            f"status {status}: {words(body)}",
+            next_step="check scicat.url, that SciCat is 4.27 or later, and that no proxy decodes %2F in paths",
+            retryable=status >= 400 and not isinstance(body, dict),
+        )
+
+    async def _send(
+        self, method: str, path: str, token: str, params: dict[str, str] | None, json_body: dict[str, Any] | None
+    ) -> tuple[int, Any]:
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        try:
+            async with self._http.stream(method, path, params=params, json=json_body, headers=headers) as response:
+                parts: list[bytes] = []
+                size = 0
+                async for part in response.aiter_bytes():
+                    size += len(part)
+                    if size > self._settings.max_answer_bytes:
+                        raise self.fault(
+                            f"SciCat's answer to {method} {path} is too large",
+                            f"at most {self._settings.max_answer_bytes} B",
+                            f"more than {size} B",
+                            next_step="raise scicat.max_answer_bytes",
+                            retryable=False,
+                        )
+                    parts.append(part)
+        except httpx.HTTPError as error:
+            raise self.fault(
+                f"SciCat does not answer {method} {path}",
+                f"an answer from {self.where}",
+                f"{type(error).__name__}: {error}"[:200],
+            ) from None
+        text = b"".join(parts)
+        if not text.strip():
+            return response.status_code, None
+        try:
+            return response.status_code, json.loads(text)
+        except (ValueError, RecursionError):
+            if response.is_success:
+                raise self.fault(
+                    f"SciCat's answer to {method} {path} is no JSON", "JSON", repr(text[:80].decode("utf-8", "replace"))
+                ) from None
+            return response.status_code, text[:200].decode("utf-8", "replace")
+
+    async def _valid_token(self) -> str:
+        if self._settings.token is None and self._settings.username is not None and time.monotonic() >= self._renew_at:
+            await self._login(but=self._token)
+        return self._token
+
+    async def _login(self, but: str) -> None:
+        """Get a token other than ``but``; callers at the same time share one login."""
+        settings = self._settings
+        if settings.username is None or settings.password is None:
+            raise SettingsInvalid(
+                "SciCat needs an account",
+                expected="scicat.token, or scicat.username and scicat.password",
+                found="neither",
+            )
+        async with self._login_lock:
+            if self._token != but:
+                return
+            credentials = {"username": settings.username, "password": settings.password.get_secret_value()}
+            status, body = await self._send("POST", settings.login_path, "", None, credentials)
+            if status in (400, 401, 403):
+                raise self.fault(
+                    f"SciCat refuses the login of {settings.username!r}",
+                    "a token",
+                    f"status {status}",
+                    next_step="check scicat.username and scicat.password",
+                    retryable=False,
+                )
+            token = body.get("access_token") if isinstance(body, dict) else None
+            if not 200 <= status < 300 or not isinstance(token, str):
+                raise self.fault(
+                    "SciCat's login gives no token",
+                    "access_token",
+                    f"status {status}: {words(body)}",
+                    next_step="check scicat.url and scicat.login_path; retried",
+                )
+            life = body.get("expires_in")
+            self._token = token
+            self._renew_at = time.monotonic() + RENEW_SHARE * (life if isinstance(life, (int, float)) else 600)
+
+    def fault(
+        self,
+        what: str,
+        expected: str,
+        found: str,
+        *,
+        next_step: str = "retried; see SciCat's log",
+        retryable: bool = True,
+    ) -> CatalogueFault:
+        """The error to raise, bounded and without our secrets: SciCat or a proxy may echo what it was sent."""
+        for secret in (self._token, self._settings.password and self._settings.password.get_secret_value()):
+            if secret:
+                found = found.replace(secret, "***")
+        return CatalogueFault(what, expected=expected, found=found[:300], next_step=next_step, retryable=retryable)
+
+
+def no_route(body: dict[str, Any]) -> bool:
+    """Whether a 404 is of the address and not of the record (contract 2.1)."""
+    return str(body.get("message")).startswith("Cannot ")
+
+
+def words(body: Any) -> str:
+    """What an error body says, whichever of its four shapes it has (contract 5)."""
+    if isinstance(body, dict):
+        message = body.get("message") or body.get("error") or ""
+        body = "; ".join(str(part) for part in message) if isinstance(message, list) else message
+    return str(body or "")[:200]
