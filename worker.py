@@ -13,10 +13,12 @@ import os
 import signal
 import socket
 import sys
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 
+from temporalio.client import Client
 from temporalio.runtime import PrometheusConfig, Runtime, TelemetryConfig
 from temporalio.worker import Worker
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
@@ -51,6 +53,14 @@ async def serve(settings: Settings, queues: list[str]) -> None:
     client = await connect(settings, runtime=runtime)
     stop = asyncio.Event()
     _listen(stop)
+    async with serving(client, settings, queues):
+        await stop.wait()
+        logger.info("stopping: running activities have %.0f s", settings.worker.graceful_shutdown_seconds)
+
+
+@asynccontextmanager
+async def serving(client: Client, settings: Settings, queues: list[str]) -> AsyncIterator[None]:
+    """One Temporal worker per queue while the context lasts; leaving it drains. Raises ``ArchiverError``."""
     async with AsyncExitStack() as stack:
         grace = timedelta(seconds=settings.worker.graceful_shutdown_seconds)
         identity = f"{socket.gethostname()}:{os.getpid()}:{'+'.join(queues)}"
@@ -79,8 +89,7 @@ async def serve(settings: Settings, queues: list[str]) -> None:
             )
             await stack.enter_async_context(worker)
         logger.info("serving %s as %s", ", ".join(queues), identity)
-        await stop.wait()
-        logger.info("stopping: running activities have %.0f s", grace.total_seconds())
+        yield
 
 
 def _listen(stop: asyncio.Event) -> None:

@@ -1,0 +1,40 @@
+"""A system for each test module: its own namespace on the shared Temporal server, its own buckets, LTS and SciCat."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+
+import pytest
+
+from archiver.settings import S3Settings
+from tests.pipeline.system import Overrides, System
+
+MakeSystem = Callable[..., Awaitable[System]]
+
+
+@pytest.fixture(scope="module")
+async def system(
+    tmp_path_factory: pytest.TempPathFactory, temporal_address: str, s3: S3Settings
+) -> AsyncIterator[System]:
+    """One system, without workers: a test serves the queues as it needs (``async with system.workers()``)."""
+    made = System(tmp_path_factory.mktemp("system"), temporal_address, s3)
+    try:
+        yield await made.start()
+    finally:
+        await made.stop()
+
+
+@pytest.fixture
+async def make_system(
+    tmp_path_factory: pytest.TempPathFactory, temporal_address: str, s3: S3Settings
+) -> AsyncIterator[MakeSystem]:
+    """Makes systems of a test's own, with other settings; stopped with the test."""
+    async with AsyncExitStack() as stack:
+
+        async def make(overrides: Overrides | None = None) -> System:
+            made = System(tmp_path_factory.mktemp("system"), temporal_address, s3, overrides)
+            stack.push_async_callback(made.stop)
+            return await made.start()
+
+        yield make
