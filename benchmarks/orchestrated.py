@@ -1,0 +1,55 @@
+"""What the orchestration costs: one tiny dataset, and a hundred of them in one job."""
+
+from __future__ import annotations
+
+import os
+
+from benchmarks.bench import TINY, Bench
+from benchmarks.measure import median
+from benchmarks.table import Row
+
+WITHIN_SECONDS = 1
+PER_MINUTE_AND_CORE = 200
+
+
+async def tiny(bench: Bench, rounds: int) -> list[Row]:
+    """One tiny dataset, job by job."""
+    costs = []
+    for _ in range(rounds):
+        costs.append(await bench.archive([await bench.dataset(TINY)]))
+    cost = median(costs)
+    worst = max(run.wall for run in costs)
+    return [
+        Row(
+            f"one tiny dataset ({TINY.files} x {TINY.size} B): job's start to final status",
+            cost.wall,
+            " s",
+            WITHIN_SECONDS,
+            False,
+            f"median of {rounds}, slowest {worst:.2f} s; {cost.cpu:.2f} cpu-s, servers {sum(cost.servers.values()):.2f}",
+        )
+    ]
+
+
+async def hundred(bench: Bench, datasets: int, rounds: int) -> list[Row]:
+    """Many tiny datasets in one job."""
+    costs = []
+    for k in range(rounds):
+        pids = [await bench.dataset(TINY) for _ in range(datasets)]
+        costs.append(await bench.archive(pids))
+        bench.say(f"{datasets} tiny datasets, round {k + 1}: {costs[-1]}")
+    cost, cores = median(costs), os.cpu_count() or 1
+    per_minute = datasets / cost.wall * 60
+    used = cost.cpu + sum(cost.servers.values())
+    servers = ", ".join(f"{name} {seconds:.1f}" for name, seconds in cost.servers.items())
+    return [
+        Row(
+            f"{datasets} tiny datasets in one job: datasets per minute and core",
+            per_minute / cores,
+            "",
+            PER_MINUTE_AND_CORE,
+            True,
+            f"{cost.wall:.1f} s on {cores} cores, {per_minute:.0f} a minute; cpu-s: ours {cost.cpu:.1f}, {servers}",
+        ),
+        Row(f"{datasets} tiny datasets in one job: CPU per dataset, all processes", 1000 * used / datasets, " ms"),
+    ]
