@@ -106,7 +106,7 @@ def _listen(stop: asyncio.Event) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line. 0: drained after a signal; 2: usage or settings; 6: refused (a held lock); 7: unreachable."""
+    """The command line. 0: drained after a signal; 2: usage or settings; 6: refused (by a lock, LTS, SciCat); 7: unreachable."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--queues", default="all", help=f"comma-separated: {', '.join(GROUPS)}")
     parser.add_argument("-c", "--config", type=Path, help="settings file")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
+from urllib.parse import quote
 
 from temporalio import activity
 
@@ -17,7 +19,8 @@ from archiver.catalogue.records import Dataset, Job
 from archiver.datablock.files import CatalogueFile, path_key, write_lines
 from archiver.datablock.manifest import ManifestReader
 from archiver.datablock.record import DatablockRecord
-from archiver.errors import CatalogueFault, EmptyDataset, OwnFault, Refused, UnknownDataset
+from archiver.errors import CatalogueFault, EmptyDataset, ForeignJob, OwnFault, Refused, UnknownDataset
+from archiver.pids import pid_path
 from archiver.settings import Settings
 from archiver.storage.objects import Bucket
 from archiver.storage.staging import StagingKeys, archive_id
@@ -59,11 +62,11 @@ class CatalogueActivities:
     async def begin_job(self, request: m.BeginJobRequest) -> m.BeginJobResult:
         """Read the job, refuse what is not ours, set it in progress. A job that ended well before keeps its status.
 
-        Raises ``Refused`` for another type, a list of files, or no dataset at all.
+        Raises ``ForeignJob`` for another type, ``Refused`` for a list of files, or no dataset at all.
         """
         job = await self._scicat.job(request.job_id)
         if job.type != self._settings.archive.job_type:
-            raise Refused(
+            raise ForeignJob(
                 f"job {job.id} is not an archive job",
                 expected=f"type {self._settings.archive.job_type!r}",
                 found=f"type {job.type!r}",
@@ -101,7 +104,8 @@ class CatalogueActivities:
         """Write the terminal status once: read, compare, write only what differs (SciCat mails at every write)."""
         code, message = verdict(request)
         result = payloads.job_result(message, request)
-        await self._scicat.update_job(request.job_id, payloads.job_update(code, message, result))
+        with _until_told():
+            await self._scicat.update_job(request.job_id, payloads.job_update(code, message, result))
         return m.FinishJobResult(status_code=code, message=message)
 
     def _pids(self, job: Job, given: list[str] | None) -> list[str]:
@@ -129,6 +133,15 @@ class CatalogueActivities:
     @told_async
     async def begin_dataset(self, request: m.BeginDatasetRequest) -> m.BeginDatasetResult:
         """Mark the dataset ``started`` and not archivable before anything else, unless it is archived or not ours."""
+        try:
+            pid_path(request.pid)
+        except ValueError:
+            raise Refused(
+                f"dataset {request.pid[:200]} cannot have a directory on the LTS",
+                expected="a pid of at most 255 bytes once it is percent-encoded",
+                found=f"{len(quote(request.pid, safe=''))} bytes",
+                next_step="give the dataset a shorter pid; nothing was changed",
+            ) from None
         dataset = await self._scicat.dataset(request.pid)
         if dataset is None:
             raise UnknownDataset(
@@ -150,8 +163,8 @@ class CatalogueActivities:
             )
         keys = StagingKeys(self._settings.staging.prefix, request.pid)
         record = json.dumps(dataset.raw, ensure_ascii=False, sort_keys=True, indent=1).encode("utf-8", "replace")
-        await asyncio.to_thread(self._staging.put, keys.record, record)
         await self._scicat.patch_lifecycle(request.pid, payloads.lifecycle_started(request.job_id))
+        await asyncio.to_thread(self._staging.put, keys.record, record)
         fields = {
             "pid": dataset.pid,
             "source_folder": dataset.source_folder,
@@ -285,22 +298,24 @@ class CatalogueActivities:
     @told_async
     async def finish_dataset(self, request: m.FinishDatasetRequest) -> m.Done:
         """Report the dataset as archived: retrievable, not archivable, with our storage location."""
-        await self._scicat.patch_lifecycle(
-            request.pid, payloads.lifecycle_archived(request, self._settings.archive.storage_location)
-        )
+        with _until_told():
+            await self._scicat.patch_lifecycle(
+                request.pid, payloads.lifecycle_archived(request, self._settings.archive.storage_location)
+            )
         return m.Done(what=payloads.ARCHIVED)
 
     @activity.defn(name="fail-dataset")
     @told_async
     async def fail_dataset(self, request: m.FailDatasetRequest) -> m.Done:
         """Say in the dataset's lifecycle why it was not archived. Never touches one that is archived."""
-        dataset = await self._scicat.dataset(request.pid)
-        if dataset is None:
-            return m.Done(what="the dataset is gone")
-        if dataset.lifecycle.retrievable and dataset.lifecycle.archive_status_message == payloads.ARCHIVED:
-            return m.Done(what="the dataset is archived: its record stays as it is")
-        fields = payloads.lifecycle_failed(request, archivable=self._settings.archive.archivable_after_failure)
-        await self._scicat.patch_lifecycle(request.pid, fields)
+        with _until_told():
+            dataset = await self._scicat.dataset(request.pid)
+            if dataset is None:
+                return m.Done(what="the dataset is gone")
+            if dataset.lifecycle.retrievable and dataset.lifecycle.archive_status_message == payloads.ARCHIVED:
+                return m.Done(what="the dataset is archived: its record stays as it is")
+            fields = payloads.lifecycle_failed(request, archivable=self._settings.archive.archivable_after_failure)
+            await self._scicat.patch_lifecycle(request.pid, fields)
         return m.Done(what=str(fields["archiveStatusMessage"]))
 
     async def _needed(self, key: str) -> bytes:
@@ -314,6 +329,16 @@ class CatalogueActivities:
                 retryable=False,
             )
         return data
+
+
+@contextmanager
+def _until_told() -> Iterator[None]:
+    """For the steps that never give up: also an account that SciCat refuses is waited for, until it is put right."""
+    try:
+        yield
+    except CatalogueFault as fault:
+        fault.retryable = True
+        raise
 
 
 def _sorted_run(files: list[CatalogueFile]) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from temporalio import activity
 
@@ -15,6 +15,7 @@ from archiver.catalogue.client import SciCat
 from archiver.datablock.bag import LEVELS, read_bag_info, read_manifest_sha256
 from archiver.datablock.files import PlannedFile, read_lines
 from archiver.datablock.manifest import ManifestReader
+from archiver.datablock.plan import Plan
 from archiver.errors import IntegrityMismatch, Refused
 from archiver.pids import pid_path
 from archiver.settings import Settings
@@ -63,27 +64,26 @@ class DeleteActivities:
 
     def _prove_and_delete(self, request: m.DatasetRef) -> m.DeleteResult:
         beat = Beat()
-        path = pid_path(request.pid)
         sums = read_manifest_sha256(self._small(request, "manifest-sha256.txt"))
-        level = read_bag_info(self._small(request, "bag-info.txt")).get("Archiver-Verification-Level", "")
+        info = read_bag_info(self._small(request, "bag-info.txt"))
+        level = info.get("Archiver-Verification-Level", "")
         least = self._settings.landing.delete_least_level
         if level not in LEVELS or LEVELS.index(level) < LEVELS.index(least):
             raise self._no_proof(request, f"verification level {least} or better", level or "none")
+        if info.get("Archiver-Plan") != request.plan_id:
+            raise self._no_proof(request, f"a bag of plan {request.plan_id}", info.get("Archiver-Plan") or "none")
         if sums.keys() != {f"data/{name}" for n in self._all(request) for name in _names(n, request.format)}:
             raise self._no_proof(request, f"a bag of {request.datablocks} datablocks", f"{len(sums)} payload files")
+        stored = self._staging.get(self._keys(request).plan)
+        plan = Plan.from_json(stored).plan_id if stored else ""
+        if plan != request.plan_id:
+            raise self._no_proof(request, f"plan {request.plan_id} in staging", plan or "none")
+        for n in self._all(request):
+            self._proved(request, n, sums)
+            self._planned(request, n)
         deleted = kept = 0
         for n in self._all(request):
-            name = datablock_name(n, request.format)
-            manifest = self._small(request, f"data/{manifest_name(n)}")
-            found = hashlib.sha256(manifest).hexdigest()
-            if found != sums[f"data/{manifest_name(n)}"]:
-                raise self._no_proof(request, f"manifest {n} with the bag's SHA-256", found)
-            reader = ManifestReader(iter([manifest]))
-            archived = {entry.path: entry.size for entry in reader.files()}
-            footer = ManifestReader(iter([manifest])).read_footer()
-            size = self._lts.size_of(path, f"data/{name}")
-            if size != footer.packed_bytes or footer.sha256 != sums[f"data/{name}"]:
-                raise self._no_proof(request, f"datablock {n} of {footer.packed_bytes} bytes", f"{size} bytes")
+            archived = self._proved(request, n, sums)
             planned = [entry for entry in self._planned(request, n) if archived.get(entry.path) == entry.size]
             landing = open_landing(
                 self._settings.landing.url_template, self._settings.landing.s3 or self._settings.s3, request.source
@@ -92,12 +92,28 @@ class DeleteActivities:
             deleted, kept = deleted + removed, kept + len(archived) - removed
         return m.DeleteResult(files=deleted, kept=kept)
 
+    def _proved(self, request: m.DatasetRef, n: int, sums: Mapping[str, str]) -> dict[str, int]:
+        """Path and size of the files of datablock ``n``, by a manifest and a datablock that are the bag's."""
+        name = datablock_name(n, request.format)
+        manifest = self._small(request, f"data/{manifest_name(n)}")
+        found = hashlib.sha256(manifest).hexdigest()
+        if found != sums[f"data/{manifest_name(n)}"]:
+            raise self._no_proof(request, f"manifest {n} with the bag's SHA-256", found)
+        footer = ManifestReader(iter([manifest])).read_footer()
+        size = self._lts.size_of(pid_path(request.pid), f"data/{name}")
+        if size != footer.packed_bytes or footer.sha256 != sums[f"data/{name}"]:
+            raise self._no_proof(request, f"datablock {n} of {footer.packed_bytes} bytes", f"{size} bytes")
+        return {entry.path: entry.size for entry in ManifestReader(iter([manifest])).files()}
+
     def _planned(self, request: m.DatasetRef, n: int) -> Iterator[PlannedFile]:
-        keys = StagingKeys(self._settings.staging.prefix, request.pid)
-        data = self._staging.get(keys.files(n))
+        """The files as they were planned, with the versions that were read."""
+        data = self._staging.get(self._keys(request).files(n))
         if data is None:
             raise self._no_proof(request, f"the plan of datablock {n} in staging", "nothing")
         return read_lines(iter([data]), PlannedFile)
+
+    def _keys(self, request: m.DatasetRef) -> StagingKeys:
+        return StagingKeys(self._settings.staging.prefix, request.pid)
 
     def _small(self, request: m.DatasetRef, name: str) -> bytes:
         data = self._lts.get_small(pid_path(request.pid), name)

@@ -24,6 +24,9 @@ from archiver.storage.lts import Lts
 from archiver.storage.objects import Bucket
 from archiver.storage.staging import StagingKeys, archive_id, datablock_name, manifest_name
 
+READS = 3
+"""Times a staged datablock is read before other bytes than were packed are taken for what lies there."""
+
 
 class LtsActivities:
     """What touches the LTS. Every method may be repeated (P6)."""
@@ -65,16 +68,21 @@ class LtsActivities:
                 datablock=request.n,
                 retryable=False,
             )
-        self._lts.copy_in(
-            pid_path(request.pid),
-            f"data/{datablock_name(request.n, request.format)}",
-            self._staging.stream(key, size=entry.size, version=entry.version),
-            size=request.packed_bytes,
-            sha256=request.sha256,
-            attempt=f"{str(info.workflow_run_id)[:8]}-{info.activity_id}-{info.attempt}",
-            promise=self._promise(request),
-            progress=Beat(request.packed_bytes),
-        )
+        try:
+            self._lts.copy_in(
+                pid_path(request.pid),
+                f"data/{datablock_name(request.n, request.format)}",
+                self._staging.stream(key, size=entry.size, version=entry.version),
+                size=request.packed_bytes,
+                sha256=request.sha256,
+                attempt=f"{str(info.workflow_run_id)[:8]}-{info.activity_id}-{info.attempt}",
+                promise=self._promise(request),
+                progress=Beat(request.packed_bytes),
+            )
+        except IntegrityMismatch as error:
+            # Other bytes may be the network's doing once or twice; after that the workflow has it packed anew.
+            error.retryable = error.retryable and info.attempt < READS
+            raise
         return m.CopyResult(archive_id=archive_id(request.pid, request.n, request.format))
 
     @activity.defn(name="verify-in-lts", no_thread_cancel_exception=True)

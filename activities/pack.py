@@ -13,7 +13,7 @@ from archiver.datablock.files import CatalogueFile, PlannedFile, read_lines
 from archiver.datablock.manifest import ManifestReader
 from archiver.datablock.pack import pack
 from archiver.datablock.plan import Plan, make_plan, merge_sorted
-from archiver.errors import OwnFault, StagingFault
+from archiver.errors import ChecksumDiffers, OwnFault, SourceChanged, StagingFault
 from archiver.settings import Settings
 from archiver.storage.landing import Landing, open_landing
 from archiver.storage.objects import Bucket
@@ -93,7 +93,12 @@ class PackActivities:
             ahead_objects=limits.fetch_objects,
         )
         packed = pack(files, plan=plan, n=request.n, progress=beat)
-        self._staging.put_stream(datablock_key, iter(packed))
+        try:
+            self._staging.put_stream(datablock_key, iter(packed))
+        except (ChecksumDiffers, SourceChanged) as error:
+            # Once it may be the network's doing: the source is to blame only if it differs again.
+            error.retryable = activity.info().attempt == 1
+            raise
         self._staging.put(manifest_key, packed.manifest)
         result = packed.result
         return m.PackResult(

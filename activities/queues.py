@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
@@ -14,11 +16,15 @@ from activities.delete import DeleteActivities
 from activities.lts import LtsActivities
 from activities.pack import PackActivities
 from archiver.catalogue.client import SciCat
-from archiver.errors import SettingsInvalid, StagingFault
+from archiver.errors import CatalogueFault, SettingsInvalid, StagingFault
 from archiver.settings import Settings
 from archiver.storage.lock import ExclusiveLock
 from archiver.storage.lts import FileSystemLts
 from archiver.storage.objects import Bucket
+
+LOGIN_SECONDS = 20.0
+
+logger = logging.getLogger("archiver.worker")
 
 LTS_QUEUES = ("lts-space", "lts-copy", "lts-verify", "lts-bag", "delete")
 """Exactly one process each (P12)."""
@@ -42,6 +48,21 @@ def parse_queues(text: str) -> list[str]:
             raise SettingsInvalid(f"--queues names {name!r}", expected=f"any of {', '.join(GROUPS)}", found=repr(name))
         queues += [queue for queue in GROUPS[name] if queue not in queues]
     return queues
+
+
+async def _log_in(scicat: SciCat) -> None:
+    """An account that SciCat refuses is told now, not by every job. A SciCat that does not answer is the jobs' to wait for.
+
+    Raises ``CatalogueFault`` if it refuses our account, ``SettingsInvalid`` if there is none.
+    """
+    try:
+        await asyncio.wait_for(scicat.whoami(), LOGIN_SECONDS)
+    except CatalogueFault as fault:
+        if not fault.retryable:
+            raise
+        logger.warning("serving without SciCat, until it answers: %s", fault.one_line())
+    except TimeoutError:
+        logger.warning("serving without SciCat, which gave no answer in %.0f s", LOGIN_SECONDS)
 
 
 @dataclass(frozen=True)
@@ -89,6 +110,7 @@ class Service:
                 self._serve("lts-bag", slots.lts_bag, bag)
             if queues & {"catalogue", "delete"}:
                 scicat = await stack.enter_async_context(SciCat(settings.scicat))
+                await _log_in(scicat)
                 on_catalogue = CatalogueActivities(settings, staging, scicat)
                 self._serve("catalogue", slots.catalogue, on_catalogue.all())
             if "delete" in queues:

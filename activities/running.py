@@ -36,8 +36,11 @@ CALL_BEAT_SECONDS = 10.0
 logger = logging.getLogger("archiver.activities")
 
 
-def failure(error: Exception) -> Exception:
-    """The failure that Temporal records for ``error``: message, type and kind; no stack of ours, no secret."""
+def failure(error: Exception, request: object = None) -> Exception:
+    """The failure that Temporal records for ``error``: message, type and kind; no stack of ours, no secret.
+
+    It names the dataset and the datablock of the ``request``, where the domain did not know them.
+    """
     if isinstance(error, (ApplicationError, CancelledError)):
         return error
     if isinstance(error, Stopped):
@@ -53,6 +56,8 @@ def failure(error: Exception) -> Exception:
             next_step="see the worker's log",
             retryable=isinstance(error, OSError),
         )
+    known.dataset = known.dataset or getattr(request, "pid", None)
+    known.datablock = known.datablock or getattr(request, "n", None)
     kind = "content" if isinstance(known, ContentError) else "refused" if isinstance(known, Refused) else "system"
     message = scrub(known.one_line())
     info = m.ErrorInfo(type=known.type_name, kind=kind, message=message, where=activity.info().activity_type)
@@ -67,7 +72,7 @@ def told(function: Callable[P, R]) -> Callable[P, R]:
         try:
             return function(*args, **kwargs)
         except Exception as error:  # noqa: BLE001  the one place where the domain's errors meet Temporal
-            raise failure(error) from None
+            raise failure(error, args[-1] if args else None) from None
 
     return run
 
@@ -80,7 +85,7 @@ def told_async(function: Callable[P, Awaitable[R]]) -> Callable[P, Awaitable[R]]
         try:
             return await function(*args, **kwargs)
         except Exception as error:  # noqa: BLE001  the one place where the domain's errors meet Temporal
-            raise failure(error) from None
+            raise failure(error, args[-1] if args else None) from None
 
     return run
 

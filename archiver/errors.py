@@ -24,7 +24,7 @@ class ArchiverError(Exception):
     thing where one is concerned. The whole message is bounded by ``MAX_MESSAGE`` characters.
     """
 
-    MAX_MESSAGE = 1500
+    MAX_MESSAGE = 1000
     retryable = False
 
     def __init__(
@@ -57,14 +57,15 @@ class ArchiverError(Exception):
         where = [
             f"{label} {value}"
             for label, value in (("dataset", self.dataset), ("datablock", self.datablock), ("file", self.file))
-            if value is not None and str(value) not in self.what
+            if value is not None and (f"{label} {value}" if label == "datablock" else str(value)) not in self.what
         ]
         text = self.what + (f" ({', '.join(where)})" if where else "")
+        end = f"; next: {self.next_step}" if self.next_step else ""
         if self.expected is not None or self.found is not None:
             text += f"; expected {self.expected or 'nothing'}, found {self.found or 'nothing'}"
-        if self.next_step:
-            text += f"; next: {self.next_step}"
-        return text if len(text) <= self.MAX_MESSAGE else text[: self.MAX_MESSAGE - 1] + "…"
+        # What to do next is what the reader needs most: of a message too long, the middle goes.
+        room = self.MAX_MESSAGE - len(end)
+        return ((text if len(text) <= room else text[: room - 1] + "…") + end)[: self.MAX_MESSAGE]
 
     def lines(self) -> str:
         """The message as up to four lines: error, expected, found, next (shared/front-door.md)."""
@@ -177,6 +178,10 @@ class OwnFault(SystemFault):
 
 class Refused(ArchiverError):
     """The request is not ours, or must not be done: nothing was started or changed."""
+
+
+class ForeignJob(Refused):
+    """A job of another type: it is another program's, and nothing of it is ours to write."""
 
 
 class UnknownJob(Refused):

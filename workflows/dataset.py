@@ -269,7 +269,7 @@ class ArchiveDataset:
                 pid=r.pid, plan_id=self.plan.plan_id, format=self.plan.format, datablocks=self.plan.datablocks
             )
             await steps.ROLL_BACK_LTS.run(ref, policy=r.policy, summary="remove what did not verify from the LTS")
-        marked = self.begun is not None or (info is not None and info.kind == "content")
+        marked = self.begun is not None or info is not None
         if self.begun is not None:
             await steps.CLEAN_STAGING.run(
                 m.PidRequest(pid=r.pid, job_id=r.job_id), policy=r.policy, summary="remove staged objects"

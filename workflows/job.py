@@ -203,7 +203,7 @@ class ArchiveJob:
         """Write the terminal status; end the workflow the way the job ended."""
         r = self.request
         self.at("reporting", BYTES_TOTAL.value_set(self.size_bytes))
-        if problem is not None and problem.type == "UnknownJob":
+        if problem is not None and problem.type in ("UnknownJob", "ForeignJob"):
             raise as_failure(problem)
         try:
             finished = await self.report(problem)

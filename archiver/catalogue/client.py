@@ -64,7 +64,7 @@ class SciCat:
             raise UnknownJob(
                 f"SciCat knows no job {job_id}",
                 expected="a job of that id that our account may read",
-                found=words(body) or f"status {status}",
+                found=self._session.hidden(words(body))[:200] or f"status {status}",
                 next_step="check the id, and the rights of the archiver's account",
             )
         job = Job.read(self._object(body, f"job {job_id}"))

@@ -10,6 +10,7 @@ import asyncio
 import json
 import re
 import time
+from collections import deque
 from typing import Any
 
 import httpx
@@ -50,6 +51,7 @@ class Session:
     def __init__(self, settings: SciCatSettings, *, transport: httpx.AsyncBaseTransport | None = None) -> None:
         self._settings = settings
         self._token = settings.token.get_secret_value() if settings.token else ""
+        self._old_tokens: deque[str] = deque(maxlen=4)
         self._renew_at = float("inf") if settings.token else 0.0
         self._login_lock = asyncio.Lock()
         self.where = f"{settings.url.scheme}://{settings.url.host}:{settings.url.port}"
@@ -191,17 +193,16 @@ class Session:
                 f"an answer from {self.where}",
                 f"{type(error).__name__}: {error}"[:200],
             ) from None
-        text = b"".join(parts)
-        if not text.strip():
+        data = b"".join(parts)
+        if not data.strip():
             return response.status_code, None
         try:
-            return response.status_code, json.loads(text)
+            return response.status_code, json.loads(data)
         except (ValueError, RecursionError):
+            text = data[:4096].decode("utf-8", "replace")
             if response.is_success:
-                raise self.fault(
-                    f"SciCat's answer to {method} {path} is no JSON", "JSON", repr(text[:80].decode("utf-8", "replace"))
-                ) from None
-            return response.status_code, text[:200].decode("utf-8", "replace")
+                raise self.fault(f"SciCat's answer to {method} {path} is no JSON", "JSON", repr(text)) from None
+            return response.status_code, text
 
     async def _valid_token(self) -> str:
         if self._settings.token is None and self._settings.username is not None and time.monotonic() >= self._renew_at:
@@ -239,6 +240,7 @@ class Session:
                     next_step="check scicat.url and scicat.login_path; retried",
                 )
             life = body.get("expires_in")
+            self._old_tokens.append(self._token)
             self._token = token
             self._renew_at = time.monotonic() + RENEW_SHARE * (life if isinstance(life, (int, float)) else 600)
 
@@ -252,10 +254,17 @@ class Session:
         retryable: bool = True,
     ) -> CatalogueFault:
         """The error to raise, bounded and without our secrets: SciCat or a proxy may echo what it was sent."""
-        for secret in (self._token, self._settings.password and self._settings.password.get_secret_value()):
+        return CatalogueFault(
+            what, expected=expected, found=self.hidden(found)[:300], next_step=next_step, retryable=retryable
+        )
+
+    def hidden(self, text: str) -> str:
+        """``text`` without our secrets. Before it is cut: half a token would not be found any more."""
+        password = self._settings.password
+        for secret in (self._token, *self._old_tokens, password.get_secret_value() if password else ""):
             if secret:
-                found = found.replace(secret, "***")
-        return CatalogueFault(what, expected=expected, found=found[:300], next_step=next_step, retryable=retryable)
+                text = text.replace(secret, "***")
+        return text
 
 
 def no_route(body: dict[str, Any]) -> bool:
@@ -268,4 +277,4 @@ def words(body: Any) -> str:
     if isinstance(body, dict):
         message = body.get("message") or body.get("error") or ""
         body = "; ".join(str(part) for part in message) if isinstance(message, list) else message
-    return str(body or "")[:200]
+    return str(body or "")
