@@ -17,7 +17,7 @@ import httpx
 
 from archiver.catalogue import payloads
 from archiver.catalogue.records import Datablock, Dataset, Job, OrigDatablock
-from archiver.catalogue.session import ADMIN, QUICK_TRIES, Session, no_route, words
+from archiver.catalogue.session import ADMIN, QUICK_TRIES, TOO_LARGE, Session, no_route, words
 from archiver.errors import CatalogueFault, UnknownJob
 from archiver.settings import SciCatSettings
 
@@ -26,6 +26,10 @@ BLOCKS_AT_ONCE = 2
 """Origdatablocks read per call: each may be a few MB of JSON (contract 3.3)."""
 MAX_BODY_BYTES = 15_000_000
 """SciCat answers a body over 16 MB with a 500 (contract 3.4)."""
+SMALL_BODY_BYTES = 1_000_000
+"""A body that no server or proxy refuses for its size."""
+PAUSE_SECONDS = 1.0
+"""Between a write of a job that failed and the next."""
 Document = dict[str, Any]
 
 
@@ -57,7 +61,7 @@ class SciCat:
 
     async def job(self, job_id: str) -> Job:
         """A job by its id. Raises ``UnknownJob`` if SciCat knows none (it says 400, contract 1.2)."""
-        status, body = await self._session.read("GET", f"/api/v4/jobs/{quote(job_id, safe='')}", allow=(400, 404))
+        status, body = await self._session.read("GET", f"/api/v4/jobs/{_segment(job_id)}", allow=(400, 404))
         if status != 200:
             if not isinstance(body, dict) or no_route(body):
                 raise self._session.wrong_address(f"SciCat has no jobs at {self._session.where}", status, body)
@@ -98,7 +102,7 @@ class SciCat:
         Every write runs SciCat's update actions again (mails), so an answer that failed is followed by a reading, not by
         another write (contract 9.1).
         """
-        path = f"/api/v4/jobs/{quote(job_id, safe='')}"
+        path = f"/api/v4/jobs/{_segment(job_id)}"
         if payloads.job_says(await self.job(job_id), payload):
             return False
         for attempt in range(QUICK_TRIES):
@@ -112,14 +116,14 @@ class SciCat:
                 return True
             if not fault.retryable or attempt == QUICK_TRIES - 1:
                 break
-            await asyncio.sleep(1)
+            await asyncio.sleep(PAUSE_SECONDS)
         raise fault
 
     # --- datasets -----------------------------------------------------------------------------------------------------
 
     async def dataset(self, pid: str) -> Dataset | None:
         """A dataset, or None if SciCat says that it has none. Raises ``CatalogueFault`` for a 404 that says less."""
-        status, body = await self._session.read("GET", f"/api/v4/datasets/{quote(pid, safe='')}", allow=(404,))
+        status, body = await self._session.read("GET", f"/api/v4/datasets/{_segment(pid)}", allow=(404,))
         if status == 404:
             if isinstance(body, dict) and not no_route(body):
                 return None
@@ -131,14 +135,14 @@ class SciCat:
 
     async def patch_lifecycle(self, pid: str, fields: dict[str, Any]) -> None:
         """Set fields of the lifecycle, and only these (contract 2.3). May be repeated."""
-        path = f"/api/v4/datasets/{quote(pid, safe='')}/datasetlifecycle"
+        path = f"/api/v4/datasets/{_segment(pid)}/datasetlifecycle"
         # 409: older backends, if nothing changes.
         await self._session.read("PATCH", path, json_body=fields, allow=(409,))
 
     async def patch_counters(self, pid: str, *, packed_size: int, files_archived: int) -> None:
         """Put the dataset's counters right: SciCat's own sums lose updates (contract 2.6). May be repeated."""
         fields = payloads.counters(packed_size, files_archived)
-        await self._session.read("PATCH", f"/api/v4/datasets/{quote(pid, safe='')}", json_body=fields)
+        await self._session.read("PATCH", f"/api/v4/datasets/{_segment(pid)}", json_body=fields)
 
     # --- origdatablocks -----------------------------------------------------------------------------------------------
 
@@ -147,7 +151,7 @@ class SciCat:
 
         Raises ``CatalogueFault`` if SciCat shows fewer than it counts, or none of a dataset that has files.
         """
-        ids = [str(entry["_id"]) for entry in await self._complete("origdatablocks", pid, self._ids)]
+        ids = [entry["_id"] for entry in await self._complete("origdatablocks", pid, self._ids)]
         if not ids:
             dataset = await self.dataset(pid)
             if dataset is not None and dataset.number_of_files:
@@ -220,6 +224,14 @@ class SciCat:
             await self.whoami()
             there = await self._with_archive_id(payload["archiveId"])
         if not there:
+            if fault is not None and size > SMALL_BODY_BYTES:
+                # SciCat says 500 to a body over its limit (contract 3.4), a proxy may just hang up.
+                raise self._session.fault(
+                    fault.what,
+                    fault.expected or "success",
+                    fault.found or "nothing",
+                    next_step=f"retried; if it stays so with this body of {size} B: {TOO_LARGE}",
+                )
             raise fault or self._session.fault(
                 f"SciCat says that datablock {payload['archiveId']} exists, but does not show it",
                 "the datablock",
@@ -251,8 +263,8 @@ class SciCat:
         """
         for last in (False, True):
             count = await self._count(pid, what)
-            found = {entry.get("_id"): entry for entry in await read(pid, count)}
-            if len(found) == count and None not in found:
+            found = {key: entry for entry in await read(pid, count) if isinstance(key := entry.get("_id"), str)}
+            if len(found) == count:
                 return list(found.values())
             if not last:
                 await self.whoami()
@@ -265,7 +277,7 @@ class SciCat:
         )
 
     async def _count(self, pid: str, what: str) -> int:
-        path = f"/api/v3/datasets/{quote(pid, safe='')}/{what}/count"
+        path = f"/api/v3/datasets/{_segment(pid)}/{what}/count"
         answer = self._object((await self._session.read("GET", path))[1], "a count")
         count = answer.get("count")
         if not isinstance(count, int) or isinstance(count, bool) or count < 0:
@@ -280,7 +292,7 @@ class SciCat:
             page = await self._list(
                 "/api/v4/origdatablocks", {"where": {"datasetId": pid}, "fields": ["_id"], "limits": limits}
             )
-            if not page:
+            if not page or page[0] in found:
                 break
             found += page
         return found
@@ -291,9 +303,10 @@ class SciCat:
         while len(found) < count:
             limits = {"limit": BLOCKS_AT_ONCE, "skip": len(found), "order": "_id:asc"}
             page = await self._list("/api/v3/datablocks", {"where": {"datasetId": pid}, "limits": limits})
-            if not page:
+            page = [_without_files(entry) for entry in page]
+            if not page or page[0] in found:
                 break
-            found += [_without_files(entry) for entry in page]
+            found += page
         return found
 
     async def _list(self, path: str, query: dict[str, Any]) -> list[dict[str, Any]]:
@@ -310,6 +323,11 @@ class SciCat:
                 f"SciCat's answer is not {what}", "a JSON object", words(answer) or "another value"
             )
         return answer
+
+
+def _segment(text: str) -> str:
+    """One segment of a path; a client would take dots alone for steps between folders."""
+    return text.replace(".", "%2E") if text in (".", "..") else quote(text, safe="", errors="replace")
 
 
 def _without_files(entry: Document) -> Document:

@@ -5,6 +5,7 @@ Field names and the strings of archiveStatusMessage are SciCat's own: the web UI
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
@@ -13,6 +14,7 @@ from archiver import model as m
 from archiver.catalogue.records import Dataset, Job
 from archiver.datablock.manifest import ManifestFile
 from archiver.datablock.record import DatablockRecord
+from archiver.datablock.tar import seconds
 
 STARTED = "started"
 ARCHIVED = "datasetOnArchiveDisk"
@@ -20,6 +22,7 @@ FAILED = "scheduleArchiveJobFailed"
 CONTENT = "missingFilesError"
 IN_PROGRESS = "inProgress"
 MAX_TEXT = 1000
+_TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}([.][0-9]{1,9})?(Z|[+-][0-9]{2}:[0-9]{2})?")
 
 Payload = dict[str, Any]
 
@@ -174,7 +177,7 @@ def _data_file(file: ManifestFile) -> Payload:
     entry: Payload = {
         "path": file.path,
         "size": file.size,
-        "time": file.time or "1970-01-01T00:00:00.000Z",
+        "time": _time(file.time),
         "chk": file.sha256,
     }
     if file.uid is not None:
@@ -186,6 +189,17 @@ def _data_file(file: ManifestFile) -> Payload:
     return entry
 
 
+def _time(text: str) -> str:
+    """As the catalogue gives it; if SciCat would refuse it, as the tar has it."""
+    if _TIME.fullmatch(text):
+        try:
+            datetime.fromisoformat(text.replace("Z", "+00:00"))
+            return text
+        except ValueError:
+            pass
+    return datetime.fromtimestamp(seconds(text), UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z")
+
+
 def same_datablock(there: Payload, ours: Payload) -> bool:
     """Whether the registered datablock is the one we would register: sizes, owner dataset, and every file's digest."""
     if any(there.get(key) != ours[key] for key in ("datasetId", "archiveId", "size", "packedSize", "version")):
@@ -193,7 +207,10 @@ def same_datablock(there: Payload, ours: Payload) -> bool:
     listed = there.get("dataFileList")
     if not isinstance(listed, list) or len(listed) != len(ours["dataFileList"]):
         return False
-    return {_identity(entry) for entry in listed} == {_identity(entry) for entry in ours["dataFileList"]}
+    try:
+        return {_identity(entry) for entry in listed} == {_identity(entry) for entry in ours["dataFileList"]}
+    except TypeError:  # a list or an object where a text belongs
+        return False
 
 
 def _identity(entry: Any) -> tuple[Any, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from archiver.datablock.files import CatalogueFile
 from archiver.errors import CatalogueRecordInvalid
@@ -15,9 +15,16 @@ MAX_SAFE_INTEGER = 2**53
 
 
 class Record(BaseModel):
-    """Base: unknown fields ignored, camelCase names by alias."""
+    """Base: unknown fields ignored, camelCase names by alias, null the same as absent."""
 
     model_config = ConfigDict(extra="ignore", populate_by_name=True, frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_absent(cls, values: Any) -> Any:
+        return (
+            {key: value for key, value in values.items() if value is not None} if isinstance(values, dict) else values
+        )
 
 
 class JobDataset(Record):
@@ -85,10 +92,12 @@ class Dataset(Record):
     lifecycle: Lifecycle = Field(default_factory=Lifecycle, alias="datasetlifecycle")
     raw: dict[str, Any] = {}
 
-    @field_validator("access_groups", mode="before")
-    @classmethod
-    def _none_is_empty(cls, value: Any) -> Any:
-        return [] if value is None else value
+    @property
+    def proposal_id(self) -> str:
+        """Its first proposal: v4 has a list, ``proposalIds``, v3 one value, ``proposalId``."""
+        listed = self.raw.get("proposalIds") or [self.raw.get("proposalId")]
+        first = listed[0] if isinstance(listed, list) else None
+        return first if isinstance(first, str) else ""
 
     @classmethod
     def read(cls, document: dict[str, Any]) -> Dataset:
@@ -188,7 +197,7 @@ def _is_octal(text: str) -> bool:
 def _invalid(what: str, error: ValidationError) -> CatalogueRecordInvalid:
     first = error.errors(include_url=False, include_input=False)[0]
     return CatalogueRecordInvalid(
-        f"SciCat's record of {what} is not as expected",
+        f"SciCat's record of {ascii(what)[1:-1][:200]} is not as expected",
         expected=f"field {'.'.join(str(part) for part in first['loc'])}: {first['msg']}"[:200],
         found="another value",
         next_step="correct the record in SciCat, then submit the job again",

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import re
 import time
 from collections import deque
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import stamina
@@ -24,8 +26,11 @@ RENEW_SHARE = 0.8
 QUICK_TRIES = 3
 IDLE_SECONDS = 3.0
 """An idle connection is closed before the server closes it: Node and uvicorn do so after 5 s, in the middle of a write."""
+TOO_LARGE = "let SciCat (MAX_FILE_UPLOAD_SIZE) and every proxy before it take bodies of 16 MB (docs/scicat.md)"
 PASSING = frozenset({408, 425, 429})
 """Statuses below 500 that may be gone in a second; from 500 on all may."""
+DEFAULT_LIFE = 600.0
+"""Seconds that a token is trusted whose login names no lifetime."""
 ADMIN = "ADMIN_GROUPS"
 RIGHTS = (
     (r"POST .*/datablocks$", "ADMIN_GROUPS (or CREATE_DATASET_PRIVILEGED_GROUPS)"),
@@ -50,7 +55,15 @@ class Session:
 
     def __init__(self, settings: SciCatSettings, *, transport: httpx.AsyncBaseTransport | None = None) -> None:
         self._settings = settings
-        self._token = settings.token.get_secret_value() if settings.token else ""
+        # A token read from a file ends with a newline, which no header can carry.
+        self._token = settings.token.get_secret_value().strip() if settings.token else ""
+        if settings.token and not _sendable(self._token):
+            raise SettingsInvalid(
+                "scicat.token cannot be a token",
+                expected="printable ASCII without spaces",
+                found="another text",
+                next_step="give the token alone, without 'Bearer'",
+            )
         self._old_tokens: deque[str] = deque(maxlen=4)
         self._renew_at = float("inf") if settings.token else 0.0
         self._login_lock = asyncio.Lock()
@@ -154,7 +167,7 @@ class Session:
             f"SciCat refuses {what}",
             "success",
             f"status {status}: {words(body)}",
-            next_step="retried; see SciCat's log" if retryable else "see SciCat's log",
+            next_step=TOO_LARGE if status == 413 else "retried; see SciCat's log" if retryable else "see SciCat's log",
             retryable=retryable,
         )
 
@@ -232,7 +245,7 @@ class Session:
                     retryable=False,
                 )
             token = body.get("access_token") if isinstance(body, dict) else None
-            if not 200 <= status < 300 or not isinstance(token, str):
+            if not 200 <= status < 300 or not isinstance(token, str) or not _sendable(token):
                 raise self.fault(
                     "SciCat's login gives no token",
                     "access_token",
@@ -242,7 +255,8 @@ class Session:
             life = body.get("expires_in")
             self._old_tokens.append(self._token)
             self._token = token
-            self._renew_at = time.monotonic() + RENEW_SHARE * (life if isinstance(life, (int, float)) else 600)
+            known = isinstance(life, (int, float)) and not isinstance(life, bool) and math.isfinite(life) and life > 0
+            self._renew_at = time.monotonic() + RENEW_SHARE * (life if known else DEFAULT_LIFE)
 
     def fault(
         self,
@@ -259,12 +273,21 @@ class Session:
         )
 
     def hidden(self, text: str) -> str:
-        """``text`` without our secrets. Before it is cut: half a token would not be found any more."""
+        """``text`` without our secrets, however they are quoted, and without what is no Unicode.
+
+        Before it is cut: half a token would not be found any more.
+        """
         password = self._settings.password
         for secret in (self._token, *self._old_tokens, password.get_secret_value() if password else ""):
             if secret:
-                text = text.replace(secret, "***")
-        return text
+                for said in (secret, json.dumps(secret)[1:-1], repr(secret)[1:-1], quote(secret, safe="")):
+                    text = text.replace(said, "***")
+        return text.encode("utf-8", "replace").decode()
+
+
+def _sendable(token: str) -> bool:
+    """Whether a header can carry it."""
+    return re.fullmatch(r"[!-~]+", token) is not None
 
 
 def no_route(body: dict[str, Any]) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import re
 import secrets
 import time
@@ -22,32 +23,45 @@ from starlette.routing import Route
 
 from archiver.catalogue.standin.schema import (
     LIFECYCLE_DEFAULTS,
+    PLURALS,
     Problem,
+    bad,
     check,
     check_create_job,
     check_lifecycle,
+    dataset_fields,
 )
-from archiver.catalogue.standin.store import Document, Store, matches, ordered
+from archiver.catalogue.standin.store import Document, Raw, Store, matches, ordered
 
 MAX_BODY = 16 * 2**20
 NESTED_LIMIT = 100
 V3_LIMIT = 100
 V4_LIMIT = 10
+EXACT = 2**53
+"""Integers above it lose their last digits, as all numbers are doubles there (3.1)."""
 
 
 @dataclass
 class Account:
-    """A user. ``admin``: ADMIN_GROUPS and DELETE_GROUPS; others belong to ``groups``."""
+    """A user. ``admin``: ADMIN_GROUPS, ``archivemanager``: SciCat's classic role for archives (4), ``deletes``: DELETE_GROUPS.
+
+    All others may read what is of their ``groups``.
+    """
 
     name: str
     password: str
     groups: tuple[str, ...] = ()
     admin: bool = False
+    archivemanager: bool = False
+    deletes: bool = True
 
 
 @dataclass
 class Fault:
-    """What befalls the next ``times`` calls that match: an error instead, or the call done and its answer lost."""
+    """What befalls the next ``times`` calls that match: an error instead, or the call done and its answer lost.
+
+    With ``hang_seconds`` the call's own answer comes late; with ``raw`` any bytes come instead of it.
+    """
 
     method: str
     path: str
@@ -94,17 +108,24 @@ class StandIn:
         name, until = self.tokens.get(token, ("", 0.0))
         return self.accounts.get(name) if time.time() < until else None
 
-    def may_read(self, account: Account | None, document: Document) -> bool:
-        """Admins read all, others what is of their groups, anonymous callers nothing."""
+    def may_read(self, account: Account | None, document: Document, kind: str = "datasets") -> bool:
+        """Admins read all, archive managers all but origdatablocks, others what is of their groups, the anonymous nothing."""
         if account is None:
             return False
         groups = {document.get("ownerGroup"), *(document.get("accessGroups") or [])}
-        return account.admin or bool(groups & set(account.groups))
+        manages = account.archivemanager and kind != "origdatablocks"
+        return account.admin or manages or bool(groups & set(account.groups))
+
+    def may_read_job(self, account: Account, job: Document) -> bool:
+        """Those who may update any, and who made it or is of its group (1.7)."""
+        mine = job["createdBy"] == account.name or job.get("ownerGroup") in account.groups
+        return account.admin or account.archivemanager or mine
 
     def login(self, body: Any) -> tuple[int, Any]:
         """3 fields that matter, and 201 (4)."""
         account = self.accounts.get(str(body.get("username"))) if isinstance(body, dict) else None
-        if account is None or not secrets.compare_digest(account.password, str(body.get("password"))):
+        given = str(body.get("password")) if isinstance(body, dict) else ""
+        if account is None or not secrets.compare_digest(account.password.encode(), given.encode("utf-8", "replace")):
             return 401, {"message": "Unauthorized", "statusCode": 401}
         token = secrets.token_urlsafe(32)
         self.tokens[token] = (account.name, time.time() + self.settings.token_seconds)
@@ -138,15 +159,26 @@ def forbidden() -> Problem:
     return Problem(403, {"message": "Forbidden resource", "error": "Forbidden", "statusCode": 403})
 
 
-def parse_json(text: str | None) -> dict[str, Any]:
-    """A JSON query parameter."""
-    if not text:
-        return {}
+def query_of(request: Request, *known: str) -> dict[str, Any]:
+    """The ``filter`` parameter; of ``known`` top-level keys only, if any are given."""
+    text = request.query_params.get("filter")
     try:
-        value = json.loads(text)
+        query = json.loads(text) if text else {}
     except ValueError:
-        raise Problem(400, {"message": "Invalid JSON in filter", "error": "Bad Request", "statusCode": 400}) from None
-    return value if isinstance(value, dict) else {}
+        query = None
+    if not isinstance(query, dict) or not all(isinstance(query.get(key) or {}, dict) for key in ("where", "limits")):
+        raise bad("Invalid JSON in filter")
+    if known and (unknown := sorted(set(query) - set(known))):
+        raise bad(f"property {unknown[0]} should not exist")
+    return {"where": {}, "limits": {}} | {key: value for key, value in query.items() if value is not None}
+
+
+def number(limits: dict[str, Any], key: str, default: int) -> int:
+    """A limit."""
+    value = limits.get(key, default)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise bad(f"{key} must be a number")
+    return value
 
 
 # --- jobs -----------------------------------------------------------------------------------------------------------------
@@ -159,18 +191,26 @@ async def create_job(app: StandIn, request: Request, body: Any) -> tuple[int, An
         raise forbidden()
     v4 = request.path_params["version"] == "v4"
     fields = check_create_job(body, v4=v4, types=app.settings.job_types)
-    for entry in fields["jobParams"].get("datasetList", []):
+    listed = fields["jobParams"].get("datasetList", [])
+    groups = []
+    for entry in listed:
         dataset = app.store.get("datasets", entry["pid"])
-        if dataset is None or not app.may_read(account, dataset):
+        if dataset is None:
             raise Problem(400, {"status": 400, "message": f"Dataset with pid {entry['pid']} does not exist."})
-        blocks = app.store.all("origdatablocks", entry["pid"])[:NESTED_LIMIT]
+        if not app.may_read(account, dataset):
+            raise forbidden()
+        groups.append(dataset["ownerGroup"])
+        blocks = app.store.all("origdatablocks", entry["pid"])[:NESTED_LIMIT] if entry["files"] else []
         paths = {file.get("path") for block in blocks for file in block["dataFileList"]}
         if missing := [path for path in entry["files"] if path not in paths]:
             raise Problem(
                 400, {"status": 400, "message": "At least one requested file could not be found.", "error": missing}
             )
-    if not account.admin and not fields.get("ownerGroup"):
-        raise Problem(400, {"status": 400, "message": "Invalid new job. Owner group should be specified."})
+    if not v4 and groups:
+        fields.setdefault("ownerGroup", groups[0])
+    check_owner(account, fields)
+    if not account.admin and len({entry["pid"] for entry in listed}) < len(listed):
+        raise forbidden()
     job_id = str(uuid4())
     job = {
         "id": job_id,
@@ -192,6 +232,17 @@ async def create_job(app: StandIn, request: Request, body: Any) -> tuple[int, An
     if app.settings.webhook_url:
         await call_webhook(app, job)
     return 201, job if v4 else v3_job(job)
+
+
+def check_owner(account: Account, fields: Document) -> None:
+    """1.2: whose the job is. An admin must name someone too; a user names a group of his own."""
+    if account.admin:
+        if not any(fields.get(name) for name in ("ownerUser", "ownerGroup", "contactEmail")):
+            raise Problem(400, {"status": 400, "message": "Invalid new job. Owner or contact should be specified."})
+    elif not fields.get("ownerGroup"):
+        raise Problem(400, {"status": 400, "message": "Invalid new job. Owner group should be specified."})
+    elif fields["ownerGroup"] not in account.groups:
+        raise forbidden()
 
 
 async def call_webhook(app: StandIn, job: Document) -> None:
@@ -225,29 +276,32 @@ def v3_job(job: Document) -> Document:
     }
 
 
-def job_or_400(app: StandIn, request: Request) -> Document:
-    """An unknown job is a 400, not a 404 (1.2)."""
-    if app.account(request) is None:
+def job_or_400(app: StandIn, request: Request) -> tuple[Account, Document]:
+    """The caller and the job he may read. An unknown job is a 400, not a 404 (1.2)."""
+    account = app.account(request)
+    if account is None:
         raise forbidden()
     job = app.store.get("jobs", request.path_params["id"])
     if job is None:
         raise Problem(400, {"status": 400, "message": "Invalid job id."})
-    return job
+    if not app.may_read_job(account, job):
+        raise forbidden()
+    return account, job
 
 
 async def get_job(app: StandIn, request: Request, body: Any) -> tuple[int, Any]:
     """1.1."""
-    job = job_or_400(app, request)
+    _, job = job_or_400(app, request)
     return 200, job if request.path_params["version"] == "v4" else v3_job(job)
 
 
 async def patch_job(app: StandIn, request: Request, body: Any) -> tuple[int, Any]:
     """1.2: any transition goes, the result object is replaced, and every write runs the update actions again."""
-    account = app.account(request)
-    if account is None or not account.admin:
+    account, job = job_or_400(app, request)
+    if not account.admin and not account.archivemanager:
         raise forbidden()
-    job = job_or_400(app, request)
-    if request.path_params["version"] == "v4":
+    v4 = request.path_params["version"] == "v4"
+    if v4:
         needed = {"statusCode": str, "statusMessage": str}
         fields = check(body, needed=needed, optional={"jobResultObject": dict})
     else:
@@ -255,46 +309,64 @@ async def patch_job(app: StandIn, request: Request, body: Any) -> tuple[int, Any
         fields = check(body, needed={}, optional=optional)
         if "jobStatusMessage" in fields:
             fields["statusCode"] = fields["statusMessage"] = fields.pop("jobStatusMessage")
+        if "executionTime" in fields:
+            fields["jobParams"] = job["jobParams"] | {"executionTime": fields.pop("executionTime")}
+    if v4 and merges(request) and fields.get("jobResultObject"):
+        fields["jobResultObject"] = job["jobResultObject"] | fields["jobResultObject"]
+    fields = {key: value for key, value in fields.items() if value is not None}
     job |= fields | {"updatedAt": now(), "updatedBy": account.name}
     app.store.put("jobs", job["id"], job)
     app.mails.append((job["id"], job["statusCode"]))
-    return 200, job
+    return 200, job if v4 else v3_job(job)
+
+
+def merges(request: Request) -> bool:
+    """Whether the body is to be merged into what is there."""
+    return request.headers.get("content-type", "").startswith("application/merge-patch+json")
 
 
 async def list_jobs(app: StandIn, request: Request, body: Any) -> tuple[int, Any]:
     """1.6: v4 limits before it skips, ignores limits.sort, takes a top-level sort; v3 refuses where and limits."""
-    query = parse_json(request.query_params.get("filter"))
-    if request.path_params["version"] == "v3" and query:
-        raise Problem(400, {"message": ["property where should not exist"], "error": "Bad Request", "statusCode": 400})
-    if unknown := set(query) - {"where", "fields", "include", "limits", "sort"}:
-        raise Problem(400, {"message": [f"property {sorted(unknown)[0]} should not exist"], "error": "Bad Request"})
     account = app.account(request)
-    found = [
-        job
-        for job in app.store.all("jobs")
-        if account is not None and (account.admin or job["createdBy"] == account.name)
-    ]
-    found = ordered([job for job in found if matches(job, query.get("where"))], query.get("sort"))
-    limits = query.get("limits") or {}
-    if "limit" in limits:
-        found = found[: int(limits["limit"])]
-    found = found[int(limits.get("skip", 0)) :]
-    if fields := query.get("fields"):
-        found = [{key: value for key, value in job.items() if key in fields or key == "_id"} for job in found]
-    return 200, found
+    if account is None:
+        raise forbidden()
+    v4 = request.path_params["version"] == "v4"
+    query = query_of(request, "where", "fields", "include", "limits", "sort")
+    if not v4 and (query["where"] or query["limits"]):
+        raise bad("property where should not exist")
+    found = [job for job in app.store.all("jobs") if app.may_read_job(account, job) and matches(job, query["where"])]
+    found = ordered(found, query.get("sort"))
+    limits = query["limits"]
+    found = found[: number(limits, "limit", len(found))][number(limits, "skip", 0) :]
+    if not v4:
+        return 200, [v3_job(job) for job in found]
+    return 200, [only(job, query.get("fields")) for job in found]
+
+
+def only(document: Document, fields: Any) -> Document:
+    """These fields of it, and always its ``_id``."""
+    return {key: value for key, value in document.items() if key in fields or key == "_id"} if fields else document
 
 
 # --- datasets ---------------------------------------------------------------------------------------------------------------
 
 
 async def create_dataset(app: StandIn, request: Request, body: Any) -> tuple[int, Any]:
-    """2.1: the pid is the server's, or the caller's where it may give one."""
+    """2.1: the pid is the server's, or the caller's where it may give one; a property not in the DTO is refused (1.2)."""
     account = app.account(request)
     if account is None:
         raise forbidden()
-    if not isinstance(body, dict) or not body.get("ownerGroup"):
-        raise Problem(400, {"message": ["ownerGroup must be a string"], "error": "Bad Request", "statusCode": 400})
-    pid = str(body.get("pid") or f"{app.settings.pid_prefix}/{uuid4()}")
+    v4 = request.path_params["version"] == "v4"
+    more = {"pid": str, "type": str} | ({} if v4 else {"version": str, "investigator": str})
+    given = check(body, needed={"ownerGroup": str}, optional=dataset_fields(v4=v4) | more)
+    if not account.admin and (given["ownerGroup"] not in account.groups or given.get("pid")):
+        raise forbidden()
+    for single, plural in PLURALS.items():
+        if single in given:
+            given[plural] = [given.pop(single)]
+    if given.get("datasetlifecycle"):
+        check_lifecycle(given["datasetlifecycle"])
+    pid = str(given.get("pid") or f"{app.settings.pid_prefix}/{uuid4()}")
     dataset = {
         "accessGroups": [],
         "numberOfFiles": 0,
@@ -303,33 +375,41 @@ async def create_dataset(app: StandIn, request: Request, body: Any) -> tuple[int
         "numberOfFilesArchived": 0,
         "createdAt": now(),
         "createdBy": account.name,
-        **body,
+        **given,
         "pid": pid,
         "_id": pid,
         "updatedAt": now(),
-        "datasetlifecycle": LIFECYCLE_DEFAULTS | (body.get("datasetlifecycle") or {}),
+        "datasetlifecycle": LIFECYCLE_DEFAULTS | (given.get("datasetlifecycle") or {}),
     }
     if not app.store.insert("datasets", pid, dataset):
         raise Problem(409, {"message": f"A dataset with pid {pid} exists", "statusCode": 409})
-    return 201, dataset
+    return 201, shaped(dataset, request)
 
 
-def dataset_or_404(app: StandIn, request: Request) -> Document:
-    """A dataset the caller may read."""
+def shaped(dataset: Document, request: Request) -> Document:
+    """As v4 has it, or with the single values of v3."""
+    if request.path_params["version"] == "v4":
+        return dataset
+    singles = {single: dataset[plural][0] for single, plural in PLURALS.items() if dataset.get(plural)}
+    return {key: value for key, value in dataset.items() if key not in PLURALS.values()} | singles
+
+
+def dataset_or_404(app: StandIn, request: Request, kind: str = "datasets") -> Document:
+    """A dataset the caller may read, or whose blocks of that kind he may read."""
     account = app.account(request)
     if account is None:
         raise forbidden()
     dataset = app.store.get("datasets", request.path_params["pid"])
     if dataset is None:
         raise Problem(404, {"message": "Dataset not found", "error": "Not Found", "statusCode": 404})
-    if not app.may_read(account, dataset):
+    if not app.may_read(account, dataset, kind):
         raise forbidden()
     return dataset
 
 
 async def get_dataset(app: StandIn, request: Request, body: Any) -> tuple[int, Any]:
-    """v3 and v4 alike."""
-    return 200, dataset_or_404(app, request)
+    """In the shape of its version."""
+    return 200, shaped(dataset_or_404(app, request), request)
 
 
 async def list_datasets(app: StandIn, request: Request, body: Any) -> tuple[int, Any]:
@@ -338,11 +418,9 @@ async def list_datasets(app: StandIn, request: Request, body: Any) -> tuple[int,
     v4 = request.path_params["version"] == "v4"
     if account is None and v4:
         raise forbidden()
-    query = parse_json(request.query_params.get("filter"))
-    found = [
-        one for one in app.store.all("datasets") if app.may_read(account, one) and matches(one, query.get("where"))
-    ]
-    return 200, page(found, query, V4_LIMIT if v4 else V3_LIMIT)
+    query = query_of(request)
+    found = [one for one in app.store.all("datasets") if app.may_read(account, one) and matches(one, query["where"])]
+    return 200, [only(shaped(one, request), query.get("fields")) for one in page(found, query, v4=v4)]
 
 
 async def patch_dataset(app: StandIn, request: Request, body: Any) -> tuple[int, Any]:
@@ -351,47 +429,59 @@ async def patch_dataset(app: StandIn, request: Request, body: Any) -> tuple[int,
     dataset = dataset_or_404(app, request)
     if account is None or not account.admin:
         raise forbidden()
-    if not isinstance(body, dict) or not body:
-        raise Problem(400, {"message": ["body must not be empty"], "error": "Bad Request", "statusCode": 400})
-    if unknown := [key for key in body if key not in dataset and key not in ("packedSize", "keywords", "description")]:
-        raise Problem(
-            400, {"message": [f"property {unknown[0]} should not exist"], "error": "Bad Request", "statusCode": 400}
-        )
-    if "datasetlifecycle" in body:
-        merges = request.headers.get("content-type", "").startswith("application/merge-patch+json")
-        kept = dataset["datasetlifecycle"] if merges and request.path_params["version"] == "v4" else LIFECYCLE_DEFAULTS
-        body = {**body, "datasetlifecycle": {**kept, **check_lifecycle(body["datasetlifecycle"])}}
-    dataset |= body | {"updatedAt": now()}
+    v4 = request.path_params["version"] == "v4"
+    fields = check(body, needed={}, optional=dataset_fields(v4=v4))
+    if not fields:
+        raise bad("body must not be empty")
+    for single, plural in PLURALS.items():
+        if single in fields:
+            fields[plural] = [fields.pop(single)]
+    if "datasetlifecycle" in fields:
+        kept = dataset["datasetlifecycle"] if merges(request) and v4 else LIFECYCLE_DEFAULTS
+        fields["datasetlifecycle"] = kept | check_lifecycle(fields["datasetlifecycle"])
+    dataset |= fields | {"updatedAt": now()}
     app.store.put("datasets", dataset["pid"], dataset)
-    return 200, dataset
+    return 200, shaped(dataset, request)
 
 
 async def patch_lifecycle(app: StandIn, request: Request, body: Any) -> tuple[int, Any]:
-    """2.3: any subset, flat; null is the default; owners may, if they may create datasets (here: never)."""
+    """2.3: any subset, flat; null is the default; owners may, if they may create datasets (here: never).
+
+    It reads the whole dataset, merges, and writes the whole: what another call writes between is lost.
+    """
     account = app.account(request)
     dataset = dataset_or_404(app, request)
-    if account is None or not account.admin:
+    if account is None or not (account.admin or account.archivemanager):
         raise forbidden()
+    lifecycle = dataset["datasetlifecycle"]
     for key, value in check_lifecycle(body).items():
-        dataset["datasetlifecycle"][key] = LIFECYCLE_DEFAULTS.get(key) if value is None else value
-    dataset["updatedAt"] = now()
-    app.store.put("datasets", dataset["pid"], dataset)
-    return 200, dataset["datasetlifecycle"]
+        if value is None and key not in LIFECYCLE_DEFAULTS:
+            lifecycle.pop(key, None)
+        else:
+            lifecycle[key] = LIFECYCLE_DEFAULTS[key] if value is None else value
+    await asyncio.sleep(0)
+    app.store.put("datasets", dataset["pid"], dataset | {"updatedAt": now()})
+    return 200, lifecycle
 
 
 # --- origdatablocks and datablocks ----------------------------------------------------------------------------------------------
 
 _DATAFILE = {"path": str, "size": (int, float), "time": str}
-_DATAFILE_MORE = {"chk": str, "uid": str, "gid": str, "perm": str, "type": str, "metadata": dict}
-_GROUPS = {"chkAlg": str, "ownerGroup": str, "accessGroups": list, "instrumentGroup": str, "isPublished": bool}
+_DATAFILE_MORE = {"chk": str, "uid": str, "gid": str, "perm": str, "type": str}
+"""Not ``metadata``: backend 5 knows it, 4.27 refuses it."""
+_GROUPS = {"chkAlg": str, "ownerGroup": str, "accessGroups": list, "instrumentGroup": str}
 
 
 def check_files(listed: Any) -> None:
     """3.1."""
     if not isinstance(listed, list) or not listed:
-        raise Problem(400, {"message": ["dataFileList should not be empty"], "error": "Bad Request", "statusCode": 400})
+        raise bad("dataFileList should not be empty")
     for entry in listed:
         check(entry, needed=_DATAFILE, optional=_DATAFILE_MORE)
+        try:
+            datetime.fromisoformat(entry["time"])
+        except ValueError:
+            raise bad("time must be a valid ISO 8601 date string") from None
 
 
 async def create_origdatablock(app: StandIn, request: Request, body: Any) -> tuple[int, Any]:
@@ -399,18 +489,19 @@ async def create_origdatablock(app: StandIn, request: Request, body: Any) -> tup
     account = app.account(request)
     if account is None:
         raise forbidden()
-    fields = check(body, needed={"datasetId": str, "size": int, "dataFileList": list}, optional=_GROUPS)
+    needed = {"datasetId": str, "size": int, "dataFileList": list}
+    fields = check(body, needed=needed, optional=_GROUPS | {"isPublished": bool})
     check_files(fields["dataFileList"])
     dataset = app.store.get("datasets", fields["datasetId"])
     if dataset is None:
-        raise Problem(400, {"message": "Invalid datasetId", "error": "Bad Request", "statusCode": 400})
-    if not app.may_read(account, dataset):
+        raise bad("Invalid datasetId")
+    if not app.may_read(account, dataset, "origdatablocks"):
         raise forbidden()
     block = stored_block(fields, dataset)
     app.store.insert("origdatablocks", block["_id"], block, parent=dataset["pid"])
-    first = app.store.all("origdatablocks", dataset["pid"])[:NESTED_LIMIT]
+    first = app.store.heads("origdatablocks", dataset["pid"])[:NESTED_LIMIT]
     dataset["size"] = sum(one["size"] for one in first)
-    dataset["numberOfFiles"] = sum(len(one["dataFileList"]) for one in first)
+    dataset["numberOfFiles"] = sum(app.store.counts("origdatablocks", dataset["pid"])[:NESTED_LIMIT])
     app.store.put("datasets", dataset["pid"], dataset)
     return 201, block
 
@@ -423,68 +514,69 @@ def stored_block(fields: Document, dataset: Document | None) -> Document:
     return {**groups, **fields, "dataFileList": files, "_id": key, "id": key, "createdAt": now(), "updatedAt": now()}
 
 
-def page(found: list[Document], query: dict[str, Any], default: int) -> list[Document]:
-    """3.3: silently stops at the default limit."""
-    limits = query.get("limits") or {}
-    found = ordered(found, limits.get("order") or limits.get("sort"))
-    skip = int(limits.get("skip", 0))
-    found = found[skip : skip + int(limits.get("limit", default))]
-    if fields := query.get("fields"):
-        found = [{key: value for key, value in one.items() if key in fields or key == "_id"} for one in found]
-    return found
+def page(found: list[Document], query: dict[str, Any], *, v4: bool) -> list[Document]:
+    """3.3: silently stops at the default limit; v4 sorts by ``limits.sort``, v3 by ``limits.order``."""
+    limits = query["limits"]
+    found = ordered(found, limits.get("sort" if v4 else "order"))
+    return found[number(limits, "skip", 0) :][: number(limits, "limit", V4_LIMIT if v4 else V3_LIMIT)]
 
 
 async def list_blocks(app: StandIn, request: Request, body: Any) -> tuple[int, Any]:
-    """3.3: without rights 200 and an empty list; datablocks have no v4 (404); limits of 100 (v3) and 10 (v4)."""
+    """3.3: without rights 200 and an empty list, also for the anonymous; limits of 100 (v3) and 10 (v4)."""
     collection, v4 = request.path_params["blocks"], request.path_params["version"] == "v4"
-    if collection == "datablocks" and v4:
-        raise not_found(request)
-    account = app.account(request)
-    query = parse_json(request.query_params.get("filter"))
-    where = query.get("where") or {}
-    parent = where.get("datasetId") if isinstance(where.get("datasetId"), str) else None
-    documents = app.store.all(collection, parent)
-    return 200, page(
-        [one for one in documents if app.may_read(account, one) and matches(one, where)],
-        query,
-        V4_LIMIT if v4 else V3_LIMIT,
-    )
+    try:
+        query = query_of(request, *(("where", "fields", "include", "limits") if v4 else ()))
+    except Problem:
+        # 5: a malformed filter of v3 origdatablocks is a 500.
+        raise (
+            Problem(500, "Internal server error") if collection == "origdatablocks" and not v4 else bad("filter")
+        ) from None
+    account, where = app.account(request), query["where"]
+    if isinstance(where.get("archiveId"), str):
+        heads = app.store.tagged(collection, where["archiveId"])
+    else:
+        heads = app.store.heads(collection, where["datasetId"] if isinstance(where.get("datasetId"), str) else None)
+    found = page([one for one in heads if app.may_read(account, one, collection) and matches(one, where)], query, v4=v4)
+    fields = query.get("fields")
+    if fields and "dataFileList" not in fields:
+        return 200, [only(one, fields) for one in found]
+    return 200, app.store.whole(collection, found)
 
 
 async def nested_blocks(app: StandIn, request: Request, body: Any) -> tuple[int, Any]:
     """3.3: no paging, silently stops at 100; 403 without rights."""
-    dataset = dataset_or_404(app, request)
-    return 200, app.store.all(request.path_params["blocks"], dataset["pid"])[:NESTED_LIMIT]
+    collection = request.path_params["blocks"]
+    dataset = dataset_or_404(app, request, collection)
+    return 200, app.store.whole(collection, app.store.heads(collection, dataset["pid"])[:NESTED_LIMIT])
 
 
 async def count_blocks(app: StandIn, request: Request, body: Any) -> tuple[int, Any]:
     """3.3: the only true number."""
-    dataset = dataset_or_404(app, request)
-    return 200, {"count": len(app.store.all(request.path_params["blocks"], dataset["pid"]))}
+    collection = request.path_params["blocks"]
+    dataset = dataset_or_404(app, request, collection)
+    return 200, {"count": len(app.store.counts(collection, dataset["pid"]))}
 
 
 async def create_block(app: StandIn, request: Request, body: Any) -> tuple[int, Any]:
     """POST at top level, of either kind."""
     if request.path_params["blocks"] == "origdatablocks":
         return await create_origdatablock(app, request, body)
-    if request.path_params["version"] == "v4":
-        raise not_found(request)
-    return create_datablock(app, request, body, nested=False)
+    return await create_datablock(app, request, body, nested=False)
 
 
 async def create_nested_datablock(app: StandIn, request: Request, body: Any) -> tuple[int, Any]:
-    """3.1: the nested form has no datasetId; 3.5: a duplicate is a 500 here."""
+    """3.1: the nested form has neither datasetId nor groups; 3.5: a duplicate is a 500 here."""
     if request.path_params["blocks"] != "datablocks":
         raise not_found(request)
-    if isinstance(body, dict) and "datasetId" in body:
-        raise Problem(
-            400, {"message": ["property datasetId should not exist"], "error": "Bad Request", "statusCode": 400}
-        )
-    return create_datablock(app, request, {**(body or {}), "datasetId": request.path_params["pid"]}, nested=True)
+    for name in ("datasetId", "ownerGroup", "accessGroups", "instrumentGroup"):
+        if isinstance(body, dict) and name in body:
+            raise bad(f"property {name} should not exist")
+    dataset = dataset_or_404(app, request)
+    return await create_datablock(app, request, {**(body or {}), "datasetId": dataset["pid"]}, nested=True)
 
 
-def create_datablock(app: StandIn, request: Request, body: Any, *, nested: bool) -> tuple[int, Any]:
-    """3.5: archiveId is unique over all; the dataset need not exist; its counters grow, not atomically (2.6)."""
+async def create_datablock(app: StandIn, request: Request, body: Any, *, nested: bool) -> tuple[int, Any]:
+    """3.5: archiveId is unique over all; the dataset need not exist; its counters lose updates, not being atomic (2.6)."""
     account = app.account(request)
     if account is None or not account.admin:
         raise forbidden()
@@ -493,42 +585,45 @@ def create_datablock(app: StandIn, request: Request, body: Any, *, nested: bool)
     check_files(fields["dataFileList"])
     dataset = app.store.get("datasets", fields["datasetId"])
     block = stored_block(fields, dataset)
-    if not app.store.insert("archiveIds", fields["archiveId"], {"_id": block["_id"]}):
+    if not app.store.insert("datablocks", block["_id"], block, parent=fields["datasetId"], tag=fields["archiveId"]):
         if nested:
             raise Problem(500, "Internal server error")
         raise Problem(409, {"message": "archiveId must be unique", "error": "Conflict", "statusCode": 409})
-    app.store.insert("datablocks", block["_id"], block, parent=fields["datasetId"])
     if dataset is not None:
-        dataset["packedSize"] = (dataset.get("packedSize") or 0) + block["packedSize"]
-        dataset["numberOfFilesArchived"] = (dataset.get("numberOfFilesArchived") or 0) + len(block["dataFileList"])
+        book(dataset, block["packedSize"], len(block["dataFileList"]))
+        await asyncio.sleep(0)
         app.store.put("datasets", dataset["pid"], dataset)
     return 201, block
 
 
+def book(dataset: Document, packed: int, files: int) -> None:
+    """More, or less, in the dataset's counters."""
+    dataset["packedSize"] = (dataset.get("packedSize") or 0) + packed
+    dataset["numberOfFilesArchived"] = (dataset.get("numberOfFilesArchived") or 0) + files
+
+
 async def one_block(app: StandIn, request: Request, body: Any) -> tuple[int, Any]:
     """GET of a datablock by id returns a wrong document (3.3); DELETE corrects the counters (3.6)."""
-    if app.account(request) is None:
+    account = app.account(request)
+    if account is None:
         raise forbidden()
     collection, key = request.path_params["blocks"], request.path_params["id"]
-    if request.method == "GET":
-        if collection == "datablocks":
-            first = app.store.all("datablocks")
-            return 200, first[0] if first else None
-        return 200, app.store.get(collection, key)
-    account = app.account(request)
-    if account is None or not account.admin:
-        raise forbidden()
+    if request.method == "GET" and collection == "datablocks":
+        return 200, next(iter(app.store.all("datablocks")), None)
     block = app.store.get(collection, key)
     if block is None:
         raise Problem(404, {"message": f"{collection[:-1]} {key} not found", "error": "Not Found", "statusCode": 404})
+    if request.method == "GET":
+        if not app.may_read(account, block, collection):
+            raise forbidden()
+        return 200, block
+    if not (account.admin or account.archivemanager) or not account.deletes:
+        raise forbidden()
     app.store.delete(collection, key)
     dataset = app.store.get("datasets", block["datasetId"])
-    if collection == "datablocks":
-        app.store.delete("archiveIds", block["archiveId"])
-        if dataset is not None:
-            dataset["packedSize"] -= block["packedSize"]
-            dataset["numberOfFilesArchived"] -= len(block["dataFileList"])
-            app.store.put("datasets", dataset["pid"], dataset)
+    if collection == "datablocks" and dataset is not None:
+        book(dataset, -block["packedSize"], -len(block["dataFileList"]))
+        app.store.put("datasets", dataset["pid"], dataset)
     return 200, block
 
 
@@ -622,26 +717,25 @@ async def _answer(standin: StandIn, request: Request, path: str) -> Response:
     fault = next(
         (one for one in standin.faults if one.method == request.method and re.search(one.path, unquote(path))), None
     )
-    if fault is not None:
-        fault.times -= 1
-        if fault.times <= 0:
-            standin.faults.remove(fault)
-        if fault.hang_seconds:
-            await asyncio.sleep(fault.hang_seconds)
-        if fault.execute:
-            await _do(standin, request, path, data)
-        if fault.raw is not None:
-            return Response(fault.raw, status_code=fault.status, media_type="text/html")
-        if not fault.hang_seconds:
-            return _response(fault.status, fault.body if fault.body is not None else "Internal server error")
-    return await _do(standin, request, path, data)
+    if fault is None:
+        return await _do(standin, request, path, data)
+    fault.times -= 1
+    if fault.times <= 0:
+        standin.faults.remove(fault)
+    done = await _do(standin, request, path, data) if fault.execute else None
+    await asyncio.sleep(fault.hang_seconds)
+    if fault.raw is not None:
+        return Response(fault.raw, status_code=fault.status, media_type="text/html")
+    if fault.hang_seconds:
+        return done or await _do(standin, request, path, data)
+    return _response(fault.status, fault.body if fault.body is not None else "Internal server error")
 
 
 async def _do(standin: StandIn, request: Request, path: str, data: bytes) -> Response:
     try:
         if len(data) > MAX_BODY:
             raise Problem(500, "Internal server error")
-        body = json.loads(data) if data else None
+        body = json.loads(data, parse_int=_double, parse_constant=_no_json) if data else None
         for method, pattern, handler in _COMPILED:
             match = pattern.fullmatch(path)
             if method == request.method and match:
@@ -651,6 +745,8 @@ async def _do(standin: StandIn, request: Request, path: str, data: bytes) -> Res
                     found["blocks"] = found["blocks"].lower()
                     if found["blocks"] not in ("datablocks", "origdatablocks"):
                         continue
+                    if found["blocks"] == "datablocks" and found["version"] == "v4":
+                        continue
                 if found["version"] not in ("v3", "v4"):
                     continue
                 request.scope["path_params"] = found
@@ -658,11 +754,24 @@ async def _do(standin: StandIn, request: Request, path: str, data: bytes) -> Res
         raise not_found(request)
     except Problem as problem:
         return _response(problem.status, problem.body)
-    except ValueError:
+    except (ValueError, OverflowError, RecursionError):
         return _response(400, {"message": "Unexpected token in JSON", "error": "Bad Request", "statusCode": 400})
+    except (TypeError, KeyError, AttributeError):
+        logging.getLogger(__name__).exception("%s %s", request.method, path)
+        return _response(500, "Internal server error")
+
+
+def _double(digits: str) -> int:
+    value = int(digits)
+    return value if abs(value) <= EXACT else int(float(value))
+
+
+def _no_json(name: str) -> Any:
+    raise ValueError(name)
 
 
 def _response(status: int, body: Any) -> Response:
     if body is None:
         return PlainTextResponse("", status_code=status)
-    return Response(json.dumps(body), status_code=status, media_type="application/json")
+    text = body.text if isinstance(body, Raw) else json.dumps(body)
+    return Response(text, status_code=status, media_type="application/json")

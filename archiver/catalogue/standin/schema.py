@@ -33,6 +33,67 @@ LIFECYCLE_DEFAULTS: dict[str, Any] = {
     "isOnCentralDisk": True,
 }
 
+_DATASET = [
+    "accessGroups",
+    "instrumentGroup",
+    "owner",
+    "ownerEmail",
+    "orcidOfOwner",
+    "contactEmail",
+    "sourceFolder",
+    "sourceFolderHost",
+    "size",
+    "packedSize",
+    "numberOfFiles",
+    "numberOfFilesArchived",
+    "creationTime",
+    "validationStatus",
+    "keywords",
+    "description",
+    "datasetName",
+    "classification",
+    "license",
+    "isPublished",
+    "techniques",
+    "sharedWith",
+    "relationships",
+    "datasetlifecycle",
+    "scientificMetadata",
+    "scientificMetadataSchema",
+    "scientificMetadataValid",
+    "comment",
+    "dataQualityMetrics",
+    "startTime",
+    "endTime",
+    "creationLocation",
+    "dataFormat",
+    "inputDatasets",
+    "usedSoftware",
+    "jobParameters",
+    "jobLogData",
+    "runNumber",
+]
+_KINDS: dict[str, Any] = {
+    **dict.fromkeys(("size", "packedSize", "numberOfFiles", "numberOfFilesArchived"), int),
+    **dict.fromkeys(("accessGroups", "keywords", "sharedWith"), list),
+    **dict.fromkeys(("datasetlifecycle", "scientificMetadata"), dict),
+    **dict.fromkeys(("owner", "contactEmail", "sourceFolder", "creationTime", "datasetName", "creationLocation"), str),
+    "isPublished": bool,
+}
+PLURALS = {
+    "principalInvestigator": "principalInvestigators",
+    "proposalId": "proposalIds",
+    "sampleId": "sampleIds",
+    "instrumentId": "instrumentIds",
+}
+"""Fields of a dataset that are one value in v3 and a list in v4, as SciCat stores them."""
+
+
+def dataset_fields(*, v4: bool) -> dict[str, Any]:
+    """What a dataset's DTO knows, beside what only ``create`` may give."""
+    kinds: dict[str, Any] = {name: _KINDS.get(name, object) for name in _DATASET}
+    return kinds | {"ownerGroup": str} | dict.fromkeys(PLURALS.values() if v4 else PLURALS, list if v4 else str)
+
 
 class Problem(Exception):
     """An answer that is an error."""
@@ -65,6 +126,8 @@ def check(body: Any, *, needed: dict[str, Any], optional: dict[str, Any]) -> dic
 
 
 def _is(value: Any, kind: Any) -> bool:
+    if kind is object:
+        return True
     if isinstance(value, bool):
         return kind is bool
     return isinstance(value, kind)
@@ -82,7 +145,7 @@ def check_lifecycle(body: Any) -> dict[str, Any]:
 
 
 def check_create_job(body: Any, *, v4: bool, types: tuple[str, ...]) -> dict[str, Any]:
-    """1.2 and 1.5: a job in v4 or v3 shape, as the v4 fields that are stored."""
+    """1.2 and 1.5: a job in v4 or v3 shape, as the v4 fields that are stored; a v3 one has no owner group yet."""
     if v4:
         optional: dict[str, Any] = {"ownerUser": str, "ownerGroup": str, "contactEmail": str}
         fields = check(body, needed={"type": str, "jobParams": dict}, optional=optional)
@@ -92,9 +155,14 @@ def check_create_job(body: Any, *, v4: bool, types: tuple[str, ...]) -> dict[str
         params = {**(given.get("jobParams") or {}), "datasetList": given["datasetList"]}
         if given.get("executionTime"):
             params["executionTime"] = given["executionTime"]
-        fields = {"type": given["type"], "jobParams": params, "ownerGroup": params.get("ownerGroup", "v3")}
-        if given.get("emailJobInitiator"):
-            fields["contactEmail"] = given["emailJobInitiator"]
+        fields = {"type": given["type"], "jobParams": params}
+        for name, value in (
+            ("contactEmail", given.get("emailJobInitiator")),
+            ("ownerUser", params.pop("username", None)),
+            ("ownerGroup", params.pop("ownerGroup", None)),
+        ):
+            if value:
+                fields[name] = value
     if fields["type"] not in types:
         raise bad(f"Invalid job type: {fields['type']}")
     if "datasetList" in fields["jobParams"]:
@@ -107,5 +175,6 @@ def _check_list(listed: Any) -> None:
     if not isinstance(listed, list) or not listed:
         raise Problem(400, {"status": 400, "message": "List of passed datasets is empty."})
     for entry in listed:
-        if not isinstance(entry, dict) or set(entry) != {"pid", "files"} or not isinstance(entry["files"], list):
+        exact = isinstance(entry, dict) and set(entry) == {"pid", "files"} and isinstance(entry["pid"], str)
+        if not exact or not isinstance(entry["files"], list) or not all(isinstance(one, str) for one in entry["files"]):
             raise Problem(400, {"status": 400, "message": "Each dataset needs exactly pid and files."})

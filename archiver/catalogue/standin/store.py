@@ -10,8 +10,19 @@ from typing import Any
 Document = dict[str, Any]
 
 
+class Raw:
+    """JSON text that is ready to be sent."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+
 class Store:
-    """Documents kept as JSON text; ``path`` ``:memory:`` or a file that survives a restart."""
+    """Documents kept as JSON text; ``path`` ``:memory:`` or a file that survives a restart.
+
+    The list of files, which may be megabytes, is kept beside its document and read only where it is wanted, so that one
+    caller with a million files does not stop the others.
+    """
 
     def __init__(self, path: str) -> None:
         self._lock = threading.Lock()
@@ -19,58 +30,84 @@ class Store:
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=NORMAL")
         self._db.execute(
-            "CREATE TABLE IF NOT EXISTS documents (collection TEXT, id TEXT, parent TEXT, body TEXT, "
-            "seq INTEGER PRIMARY KEY AUTOINCREMENT, UNIQUE (collection, id))"
+            "CREATE TABLE IF NOT EXISTS records (seq INTEGER PRIMARY KEY AUTOINCREMENT, collection TEXT, id TEXT, "
+            "parent TEXT, tag TEXT, body TEXT, files TEXT, count INTEGER, UNIQUE (collection, id), "
+            "UNIQUE (collection, tag))"
         )
-        self._db.execute("CREATE INDEX IF NOT EXISTS by_parent ON documents (collection, parent)")
+        self._db.execute("CREATE INDEX IF NOT EXISTS of_parent ON records (collection, parent)")
 
-    def insert(self, collection: str, key: str, body: Document, parent: str = "") -> bool:
-        """Insert; False if the key is taken."""
+    def insert(self, collection: str, key: str, body: Document, parent: str = "", tag: str | None = None) -> bool:
+        """Insert; False if the key or the tag is taken. ``tag``: a second key, such as a datablock's archiveId."""
+        files = body.get("dataFileList")
+        head = {name: value for name, value in body.items() if name != "dataFileList"}
+        listed = (None, 0) if files is None else (json.dumps(files), len(files))
         with self._lock:
             try:
                 self._db.execute(
-                    "INSERT INTO documents (collection, id, parent, body) VALUES (?, ?, ?, ?)",
-                    (collection, key, parent, json.dumps(body)),
+                    "INSERT INTO records (collection, id, parent, tag, body, files, count) VALUES (?, ?, ?, ?, ?, ?, ?)",
+                    (collection, key, parent, tag, json.dumps(head), *listed),
                 )
             except sqlite3.IntegrityError:
                 return False
         return True
 
     def get(self, collection: str, key: str) -> Document | None:
-        """One document."""
-        row = self._rows("SELECT body FROM documents WHERE collection = ? AND id = ?", (collection, key))
-        return json.loads(row[0]) if row else None
+        """One document, whole."""
+        rows = self._rows("SELECT body, files FROM records WHERE collection = ? AND id = ?", collection, key)
+        return json.loads(_whole(*rows[0])) if rows else None
 
     def put(self, collection: str, key: str, body: Document) -> None:
-        """Replace one document."""
+        """Replace one document; its list of files, if it has one, stays."""
         with self._lock:
             self._db.execute(
-                "UPDATE documents SET body = ? WHERE collection = ? AND id = ?", (json.dumps(body), collection, key)
+                "UPDATE records SET body = ? WHERE collection = ? AND id = ?", (json.dumps(body), collection, key)
             )
 
     def delete(self, collection: str, key: str) -> None:
         """Remove one document."""
         with self._lock:
-            self._db.execute("DELETE FROM documents WHERE collection = ? AND id = ?", (collection, key))
+            self._db.execute("DELETE FROM records WHERE collection = ? AND id = ?", (collection, key))
 
     def all(self, collection: str, parent: str | None = None) -> list[Document]:
-        """All documents in the order of their making."""
+        """All documents, whole, in the order of their making."""
+        return [json.loads(_whole(*row)) for row in self._select("body, files", collection, parent)]
+
+    def heads(self, collection: str, parent: str | None = None) -> list[Document]:
+        """All documents without their lists of files, in the order of their making."""
+        return [json.loads(row[0]) for row in self._select("body", collection, parent)]
+
+    def tagged(self, collection: str, tag: str) -> list[Document]:
+        """The document of this tag, without its list of files."""
+        rows = self._rows("SELECT body FROM records WHERE collection = ? AND tag = ?", collection, tag)
+        return [json.loads(row[0]) for row in rows]
+
+    def whole(self, collection: str, heads: list[Document]) -> Raw:
+        """These documents with their lists of files, as one JSON array."""
+        query = "SELECT body, files FROM records WHERE collection = ? AND id = ?"
+        rows = [row for head in heads for row in self._rows(query, collection, head["_id"])]
+        return Raw("[" + ", ".join(_whole(*row) for row in rows) + "]")
+
+    def counts(self, collection: str, parent: str) -> list[int]:
+        """How many files each document of the parent lists."""
+        return [row[0] for row in self._select("count", collection, parent)]
+
+    def _select(self, columns: str, collection: str, parent: str | None) -> list[tuple[Any, ...]]:
+        query = f"SELECT {columns} FROM records WHERE collection = ?"  # noqa: S608  names of ours
         if parent is None:
-            rows = self._rows("SELECT body FROM documents WHERE collection = ? ORDER BY seq", (collection,))
-        else:
-            query = "SELECT body FROM documents WHERE collection = ? AND parent = ? ORDER BY seq"
-            rows = self._rows(query, (collection, parent))
-        return [json.loads(row) for row in rows]
+            return self._rows(query + " ORDER BY seq", collection)
+        return self._rows(query + " AND parent = ? ORDER BY seq", collection, parent)
 
-    def _rows(self, query: str, values: tuple[str, ...]) -> list[str]:
+    def _rows(self, query: str, *values: str) -> list[tuple[Any, ...]]:
         with self._lock:
-            return [row[0] for row in self._db.execute(query, values)]
+            return self._db.execute(query, values).fetchall()
 
 
-def matches(document: Document, where: Any) -> bool:
+def _whole(head: str, files: str | None) -> str:
+    return head if files is None else f'{head[:-1]}, "dataFileList": {files}}}'
+
+
+def matches(document: Document, where: dict[str, Any]) -> bool:
     """Whether the document satisfies a Mongo filter of equality, ``$in``, ``$ne``, ``$exists``, ``$and`` and ``$or``."""
-    if not isinstance(where, dict):
-        return True
     for key, wanted in where.items():
         if key == "$and":
             if not all(matches(document, part) for part in wanted):
@@ -109,7 +146,14 @@ def ordered(documents: list[Document], sort: Any) -> list[Document]:
     if isinstance(sort, str):
         field, _, direction = sort.partition(":")
         sort = {field: direction or "asc"}
-    for field, direction in reversed((sort or {}).items()):
+    for field, direction in reversed(list((sort or {}).items())):
         backwards = direction in (-1, "-1", "desc", "descending")
-        documents = sorted(documents, key=lambda document: str(document.get(field, "")), reverse=backwards)
+        documents = sorted(documents, key=lambda document: _rank(document.get(field)), reverse=backwards)
     return documents
+
+
+def _rank(value: Any) -> tuple[bool, float, str]:
+    """Numbers before text, as Mongo sorts."""
+    if isinstance(value, (int, float)):
+        return (False, value, "")
+    return (True, 0, "" if value is None else str(value))
