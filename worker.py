@@ -13,14 +13,14 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 
 from temporalio.client import Client
 from temporalio.runtime import PrometheusConfig, Runtime, TelemetryConfig
-from temporalio.worker import Worker
+from temporalio.worker import Interceptor, Worker
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 
 from activities.connection import connect
@@ -59,8 +59,11 @@ async def serve(settings: Settings, queues: list[str]) -> None:
 
 
 @asynccontextmanager
-async def serving(client: Client, settings: Settings, queues: list[str]) -> AsyncIterator[None]:
+async def serving(
+    client: Client, settings: Settings, queues: list[str], *, interceptors: Sequence[Interceptor] = ()
+) -> AsyncIterator[None]:
     """One Temporal worker per queue while the context lasts; leaving it drains. Raises ``ArchiverError``."""
+    workers: list[Worker] = []
     async with AsyncExitStack() as stack:
         grace = timedelta(seconds=settings.worker.graceful_shutdown_seconds)
         identity = f"{socket.gethostname()}:{os.getpid()}:{'+'.join(queues)}"
@@ -76,8 +79,9 @@ async def serving(client: Client, settings: Settings, queues: list[str]) -> Asyn
                 max_heartbeat_throttle_interval=HEARTBEAT_THROTTLE,
                 default_heartbeat_throttle_interval=HEARTBEAT_THROTTLE,
                 identity=identity,
+                interceptors=interceptors,
             )
-            await stack.enter_async_context(worker)
+            workers.append(await stack.enter_async_context(worker))
         if "workflows" in queues:
             worker = Worker(
                 client,
@@ -86,10 +90,15 @@ async def serving(client: Client, settings: Settings, queues: list[str]) -> Asyn
                 workflow_runner=SANDBOX,
                 graceful_shutdown_timeout=timedelta(seconds=5),
                 identity=identity,
+                interceptors=interceptors,
             )
-            await stack.enter_async_context(worker)
+            workers.append(await stack.enter_async_context(worker))
         logger.info("serving %s as %s", ", ".join(queues), identity)
-        yield
+        try:
+            yield
+        finally:
+            # All at once: while one queue drains, no other may take new work.
+            await asyncio.gather(*(worker.shutdown() for worker in workers))
 
 
 def _listen(stop: asyncio.Event) -> None:
