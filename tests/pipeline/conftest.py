@@ -25,6 +25,13 @@ async def system(
         await made.stop()
 
 
+@pytest.fixture(scope="module")
+async def served(system: System) -> AsyncIterator[System]:
+    """The same system with all queues served in this process, for tests that need no worker of their own."""
+    async with system.workers():
+        yield system
+
+
 @pytest.fixture
 async def make_system(
     tmp_path_factory: pytest.TempPathFactory, temporal_address: str, s3: S3Settings

@@ -6,6 +6,7 @@ status right) or CLEAN (not registered, sources untouched, a terminal status wit
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import tempfile
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import bagit
+from temporalio.common import SearchAttributeKey
 
 from tests.pipeline.system import System
 
@@ -50,7 +52,8 @@ async def assert_archived(system: System, pid: str, files: Mapping[str, bytes], 
     assert life["storageLocation"] == "archive"
     assert record["numberOfFilesArchived"] == len(files)
     assert record["packedSize"] == sum(block.stat().st_size for block in blocks)
-    nothing_left(system, pid)
+    nothing_left(system, pid, bag=bag)
+    await nothing_runs(system, pid)
 
 
 async def assert_clean(system: System, pid: str, status: str, *, files: Mapping[str, bytes] | None = None) -> str:
@@ -60,6 +63,7 @@ async def assert_clean(system: System, pid: str, status: str, *, files: Mapping[
     assert life["archiveStatusMessage"] == status
     assert not life["retrievable"]
     nothing_left(system, pid)
+    await nothing_runs(system, pid)
     if files is not None:
         assert landing(system, pid) == {path: len(data) for path, data in files.items()}, "sources untouched"
     message: Any = life["archiveReturnMessage"]
@@ -72,13 +76,26 @@ def landing(system: System, pid: str) -> dict[str, int]:
     return {entry["Key"][len(pid) + 1 :]: entry["Size"] for page in pages for entry in page.get("Contents", [])}
 
 
-def nothing_left(system: System, pid: str) -> None:
+async def nothing_runs(system: System, pid: str) -> None:
+    """No workflow of this dataset is open; Temporal's list may be a moment behind."""
+    key = SearchAttributeKey.for_keyword("DatasetPid")
+    for _ in range(100):
+        listed = [one async for one in system.client.list_workflows("ExecutionStatus = 'Running'")]
+        running = [one.id for one in listed if one.typed_search_attributes.get(key) == pid]
+        if not running:
+            return
+        await asyncio.sleep(0.1)
+    raise AssertionError(f"still running: {running}")
+
+
+def nothing_left(system: System, pid: str, *, bag: str | None = None) -> None:
     """No ``.partial``, no staged object, no open multipart upload, no promise of space, of this dataset."""
-    folder = system.lts / pid
+    name = bag or pid
+    folder = system.lts / name
     partials = [str(path) for path in folder.rglob(".*.partial")] if folder.is_dir() else []
     assert partials == []
-    boto, bucket, prefix = system.boto, system.staging_bucket, f"datasets/{pid}/"
+    boto, bucket, prefix = system.boto, system.staging_bucket, f"datasets/{name}/"
     assert boto.list_objects_v2(Bucket=bucket, Prefix=prefix).get("Contents", []) == []
     assert boto.list_multipart_uploads(Bucket=bucket, Prefix=prefix).get("Uploads", []) == []
     promises = [path.read_text() for path in (system.lts / ".archiver" / "promises").glob("*.json")]
-    assert [text for text in promises if f'"{pid}/' in text] == []
+    assert [text for text in promises if f'"{name}/' in text] == []

@@ -7,6 +7,7 @@ has a Temporal namespace, buckets and an LTS of its own. Datasets and jobs are m
 from __future__ import annotations
 
 import hashlib
+import json
 import secrets
 import sys
 import threading
@@ -23,6 +24,7 @@ import tomli_w
 import uvicorn
 from botocore.config import Config
 from temporalio.client import Client, WorkflowHandle
+from temporalio.worker import Interceptor
 
 from activities.connection import connect
 from activities.queues import parse_queues
@@ -48,12 +50,12 @@ class StandInServer:
         self.url = f"http://127.0.0.1:{port}"
         application = create_app(settings)
         self.standin: StandIn = application.state.standin
-        config = uvicorn.Config(application, host="127.0.0.1", port=port, log_level="warning", access_log=False)
-        self._server = uvicorn.Server(config)
-        self._thread = threading.Thread(target=self._server.run, name="stand-in", daemon=True)
+        self._config = uvicorn.Config(application, host="127.0.0.1", port=port, log_level="warning", access_log=False)
 
     def start(self) -> StandInServer:
-        """Until it answers."""
+        """Until it answers. After ``stop`` it goes on with all it had."""
+        self._server = uvicorn.Server(self._config)
+        self._thread = threading.Thread(target=self._server.run, name="stand-in", daemon=True)
         self._thread.start()
         while not self._server.started:
             assert self._thread.is_alive(), "the stand-in SciCat did not start"
@@ -61,8 +63,8 @@ class StandInServer:
         return self
 
     def stop(self) -> None:
-        """Stop it."""
-        self._server.should_exit = True
+        """Stop it; answers that a fault holds back are not waited for."""
+        self._server.should_exit = self._server.force_exit = True
         self._thread.join(10)
 
 
@@ -78,7 +80,7 @@ class System:
         self._overrides: dict[str, Mapping[str, Any]] = dict(overrides or {})
         self.landing_bucket, self.staging_bucket = (f"{name}-{self.namespace}" for name in ("landing", "staging"))
         self.scicat_port = free_port()
-        self._server: StandInServer | None = None
+        self.scicat: StandInServer | None = None
         self.children: list[Child] = []
 
     # --- life -------------------------------------------------------------------------------------------------------
@@ -86,8 +88,8 @@ class System:
     async def start(self) -> System:
         """Servers of its own, settings, namespace, buckets, LTS marker."""
         self.lts.mkdir(parents=True)
-        self._server = StandInServer(self.scicat_port, StandInSettings(accounts=[Account(USER, PASSWORD, admin=True)]))
-        self._server.start()
+        settings = StandInSettings(accounts=[Account(USER, PASSWORD, admin=True)])
+        self.scicat = StandInServer(self.scicat_port, settings).start()
         self.config = self.write_settings()
         self.settings = load(self.config)
         await set_up(self.settings, dry_run=False, say=lambda _: None)
@@ -101,8 +103,8 @@ class System:
         for child in reversed(self.children):
             child.stop()
         await self.http.aclose()
-        if self._server is not None:
-            self._server.stop()
+        if self.scicat is not None:
+            self.scicat.stop()
 
     @property
     def scicat_url(self) -> str:
@@ -111,8 +113,8 @@ class System:
     @property
     def standin(self) -> StandIn:
         """The inside of the stand-in SciCat: store, log, faults, mails."""
-        assert self._server is not None
-        return self._server.standin
+        assert self.scicat is not None
+        return self.scicat.standin
 
     def write_settings(self, name: str = "archiver.toml", overrides: Overrides | None = None) -> Path:
         """A settings file; ``overrides`` over those of the system over the defaults for tests, table by table."""
@@ -143,10 +145,12 @@ class System:
     # --- workers ----------------------------------------------------------------------------------------------------
 
     @asynccontextmanager
-    async def workers(self, queues: str = "all", overrides: Overrides | None = None) -> AsyncIterator[Settings]:
+    async def workers(
+        self, queues: str = "all", overrides: Overrides | None = None, *, interceptors: Sequence[Interceptor] = ()
+    ) -> AsyncIterator[Settings]:
         """Serve queues in this process while the context lasts; yields the settings in force."""
         settings = load(self.write_settings(f"in-{secrets.token_hex(4)}.toml", overrides))
-        async with serving(self.client, settings, parse_queues(queues)):
+        async with serving(self.client, settings, parse_queues(queues), interceptors=interceptors):
             yield settings
 
     def worker(self, queues: str = "all", overrides: Overrides | None = None, *, wait: bool = True) -> Child:
@@ -197,11 +201,12 @@ class System:
         landed: bool = True,
         more: Mapping[str, Any] | None = None,
         files_per_block: int = 1000,
+        algorithm: str = "sha256",
     ) -> str:
         """A dataset with its origdatablocks and its files in the landing zone; returns the pid.
 
         ``listed`` are the catalogue's entries, where they are not those of ``files``; ``landed=False`` puts no file;
-        ``more`` are further fields of the dataset's record.
+        ``more`` are further fields of the dataset's record; ``algorithm`` is the origdatablocks' chkAlg.
         """
         record = {"ownerGroup": group, "type": "raw", "sourceFolder": "/none", "datasetName": "test", **(more or {})}
         if pid is not None:
@@ -213,10 +218,11 @@ class System:
             block = {
                 "datasetId": pid,
                 "size": sum(int(entry["size"]) for entry in part),
-                "chkAlg": "sha256",
+                "chkAlg": algorithm,
                 "dataFileList": part,
             }
-            self.created(await self.http.post("/api/v3/origdatablocks", json=block))
+            # ASCII, so that also a lone surrogate can be said.
+            self.created(await self.http.post("/api/v3/origdatablocks", content=json.dumps(block)))
         if landed:
             self.put(pid, files)
         return pid
