@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,7 +10,7 @@ from urllib.parse import quote
 
 from temporalio import activity
 
-from activities.running import beating, told_async
+from activities.running import beating, in_thread, told_async
 from archiver import model as m
 from archiver.catalogue import payloads
 from archiver.catalogue.client import SciCat
@@ -101,10 +100,16 @@ class CatalogueActivities:
     @activity.defn(name="finish-job")
     @told_async
     async def finish_job(self, request: m.FinishJobRequest) -> m.FinishJobResult:
-        """Write the terminal status once: read, compare, write only what differs (SciCat mails at every write)."""
+        """Write the terminal status once: read, compare, write only what differs (SciCat mails at every write).
+
+        A job that ended well before and is run again changed nothing: what its users were told stays.
+        """
         code, message = verdict(request)
         result = payloads.job_result(message, request)
         with _until_told():
+            told = await self._scicat.job(request.job_id)
+            if told.status_code == code == FINISHED_WELL and request.counts.archived == 0:
+                return m.FinishJobResult(status_code=code, message=message)
             await self._scicat.update_job(request.job_id, payloads.job_update(code, message, result))
         return m.FinishJobResult(status_code=code, message=message)
 
@@ -164,12 +169,12 @@ class CatalogueActivities:
         keys = StagingKeys(self._settings.staging.prefix, request.pid)
         record = json.dumps(dataset.raw, ensure_ascii=False, sort_keys=True, indent=1).encode("utf-8", "replace")
         await self._scicat.patch_lifecycle(request.pid, payloads.lifecycle_started(request.job_id))
-        await asyncio.to_thread(self._staging.put, keys.record, record)
+        await in_thread(self._staging.put, keys.record, record)
         fields = {
             "pid": dataset.pid,
             "source_folder": dataset.source_folder,
             "owner_group": dataset.owner_group,
-            "proposal_id": str(dataset.raw.get("proposalId") or ""),
+            "proposal_id": dataset.proposal_id,
         }
         return m.BeginDatasetResult(
             state="go",
@@ -179,14 +184,16 @@ class CatalogueActivities:
         )
 
     def _refuse_foreign(self, dataset: Dataset) -> None:
-        location = dataset.lifecycle.storage_location
-        if location and location != self._settings.archive.storage_location:
+        if self._is_foreign(dataset):
             raise Refused(
                 f"dataset {dataset.pid} belongs to another archive",
                 expected=f"storageLocation empty or {self._settings.archive.storage_location!r}",
-                found=f"{location!r}",
+                found=f"{dataset.lifecycle.storage_location!r}",
                 next_step="send its job to that archive; nothing was changed",
             )
+
+    def _is_foreign(self, dataset: Dataset) -> bool:
+        return dataset.lifecycle.storage_location not in (None, "", self._settings.archive.storage_location)
 
     async def _already(self, dataset: Dataset) -> m.BeginDatasetResult:
         """P3: an archived dataset is a success that changes nothing, if its datablocks are there."""
@@ -222,8 +229,8 @@ class CatalogueActivities:
 
         async def store() -> None:
             nonlocal runs, held
-            data = await asyncio.to_thread(_sorted_run, held)
-            await asyncio.to_thread(self._staging.put, keys.run(runs), data)
+            data = await in_thread(_sorted_run, held)
+            await in_thread(self._staging.put, keys.run(runs), data)
             runs, held = runs + 1, []
 
         async with beating("reading origdatablocks") as say:
@@ -264,7 +271,7 @@ class CatalogueActivities:
             for n in range(1, request.datablocks + 1):
                 record = DatablockRecord.from_json(await self._needed(keys.verified(request.plan_id, n)))
                 manifest = await self._needed(keys.manifest(request.plan_id, n))
-                payload = await asyncio.to_thread(
+                payload = await in_thread(
                     payloads.datablock,
                     dataset,
                     record,
@@ -314,12 +321,16 @@ class CatalogueActivities:
                 return m.Done(what="the dataset is gone")
             if dataset.lifecycle.retrievable and dataset.lifecycle.archive_status_message == payloads.ARCHIVED:
                 return m.Done(what="the dataset is archived: its record stays as it is")
+            if self._is_foreign(dataset):
+                return m.Done(what="the dataset belongs to another archive: its record stays as it is")
+            if request.error is None and dataset.lifecycle.archive_status_message != payloads.STARTED:
+                return m.Done(what="stopped before the dataset was marked: its record stays as it is")
             fields = payloads.lifecycle_failed(request, archivable=self._settings.archive.archivable_after_failure)
             await self._scicat.patch_lifecycle(request.pid, fields)
         return m.Done(what=str(fields["archiveStatusMessage"]))
 
     async def _needed(self, key: str) -> bytes:
-        data = await asyncio.to_thread(self._staging.get, key)
+        data = await in_thread(self._staging.get, key)
         if data is None:
             raise OwnFault(
                 f"object {key} is not in the staging bucket",

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 
 from temporalio import activity
 
-from activities.running import Beat, told_async
+from activities.running import Beat, in_thread, told_async
 from archiver import model as m
 from archiver.catalogue import payloads
 from archiver.catalogue.client import SciCat
@@ -48,8 +48,7 @@ class DeleteActivities:
                 found="false",
             )
         await self._prove_registered(request)
-        # The thread inherits the activity's context, so that Beat can heartbeat from it.
-        return await asyncio.to_thread(self._prove_and_delete, request)
+        return await in_thread(self._prove_and_delete, request, Beat(loop=asyncio.get_running_loop()))
 
     async def _prove_registered(self, request: m.DatasetRef) -> None:
         dataset = await self._scicat.dataset(request.pid)
@@ -62,8 +61,7 @@ class DeleteActivities:
             if wanted not in registered:
                 raise self._no_proof(request, f"datablock {wanted} registered in SciCat", "no record of it")
 
-    def _prove_and_delete(self, request: m.DatasetRef) -> m.DeleteResult:
-        beat = Beat()
+    def _prove_and_delete(self, request: m.DatasetRef, beat: Beat) -> m.DeleteResult:
         sums = read_manifest_sha256(self._small(request, "manifest-sha256.txt"))
         info = read_bag_info(self._small(request, "bag-info.txt"))
         level = info.get("Archiver-Verification-Level", "")

@@ -206,7 +206,8 @@ class LtsActivities:
         """Move a datablock that did not verify, and its manifest, out of the dataset's directory, unchanged."""
         Beat()
         path = pid_path(request.pid)
-        for name in (manifest_name(request.n), datablock_name(request.n, request.format)):
+        # The manifest last: a datablock left without one would be removed as unverified.
+        for name in (datablock_name(request.n, request.format), manifest_name(request.n)):
             self._lts.condemn(path, f"data/{name}", "did not verify")
         return m.Done(what=f"datablock {request.n} set aside")
 

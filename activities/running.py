@@ -90,10 +90,24 @@ def told_async(function: Callable[P, Awaitable[R]]) -> Callable[P, Awaitable[R]]
     return run
 
 
-class Beat:
-    """The ``Progress`` of a synchronous activity; may be called from any of its threads."""
+async def in_thread(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Run in a thread, and wait for its end also when cancelled: what it writes must not come after the clean-up."""
+    work = asyncio.ensure_future(asyncio.to_thread(function, *args, **kwargs))
+    try:
+        return await asyncio.shield(work)
+    except asyncio.CancelledError:
+        await asyncio.wait([work])
+        raise
 
-    def __init__(self, total_bytes: int = 0) -> None:
+
+class Beat:
+    """The ``Progress`` of an activity; may be called from any of its threads.
+
+    A synchronous activity makes it in its thread; an asynchronous one gives its ``loop``, where heartbeats must be sent.
+    """
+
+    def __init__(self, total_bytes: int = 0, *, loop: asyncio.AbstractEventLoop | None = None) -> None:
+        self._loop = loop
         self._context = contextvars.copy_context()
         self._lock = threading.Lock()
         self._due = 0.0
@@ -101,7 +115,10 @@ class Beat:
         self._files = 0
         self._note = ""
         self._total = total_bytes
-        self._send(time.monotonic())
+        limit = activity.info().heartbeat_timeout
+        self._limit = limit.total_seconds() if limit else None
+        self._heard = time.monotonic()
+        self._send(self._heard)
 
     def advance(self, size_bytes: int = 0, files: int = 0) -> None:
         """Count; tell the server when due. Raises ``Stopped`` if the activity is to end."""
@@ -109,6 +126,7 @@ class Beat:
             self._done += size_bytes
             self._files += files
             now = time.monotonic()
+            self._stood_still(now)
             if now >= self._due:
                 self._send(now)
 
@@ -116,12 +134,24 @@ class Beat:
         """Say what is being done or waited for. Raises ``Stopped`` if the activity is to end."""
         with self._lock:
             self._note = text
-            self._send(time.monotonic())
+            now = time.monotonic()
+            self._stood_still(now)
+            self._send(now)
+
+    def _stood_still(self, now: float) -> None:
+        """Stop an attempt that said nothing for so long that another has taken its place: it may change nothing more."""
+        silent, self._heard = now - self._heard, now
+        if self._limit is not None and silent > self._limit:
+            self._limit = 0.0
+            raise Stopped(f"stood still for {silent:.0f} s: another attempt has taken over")
 
     def _send(self, now: float) -> None:
         self._due = now + BEAT_SECONDS
         beat = m.Heartbeat(done_bytes=self._done, total_bytes=self._total, files=self._files, note=self._note)
-        self._context.run(activity.heartbeat, beat)
+        if self._loop is None:
+            self._context.run(activity.heartbeat, beat)
+        else:
+            self._loop.call_soon_threadsafe(activity.heartbeat, beat, context=self._context.copy())
         if self._context.run(activity.is_cancelled):
             raise Stopped("told to stop by a cancel or by the worker's shutdown")
 
@@ -136,10 +166,13 @@ async def beating(note: str = "") -> AsyncIterator[Callable[..., None]]:
         current = current.model_copy(update=fields)
         activity.heartbeat(current)
 
+    limit = activity.info().heartbeat_timeout
+    pause = min(CALL_BEAT_SECONDS, limit.total_seconds() / 3 if limit else CALL_BEAT_SECONDS)
+
     async def beat() -> None:
         while True:
             activity.heartbeat(current)
-            await asyncio.sleep(CALL_BEAT_SECONDS)
+            await asyncio.sleep(pause)
 
     task = asyncio.create_task(beat())
     try:

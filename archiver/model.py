@@ -51,6 +51,18 @@ class StopRequest(Wire):
     reason: str = "no reason given"
     who: str = "unknown"
 
+    def as_text(self) -> str:
+        """As the reason of Temporal's own cancel, which is one text: what a job hands on to its datasets."""
+        return f"{self.reason} [asked by {self.who}]"
+
+    @classmethod
+    def from_text(cls, text: str | None) -> StopRequest:
+        """The inverse, also of a reason that a person gave to Temporal, or of none."""
+        reason, asked, who = (text or "").removesuffix("]").rpartition(" [asked by ")
+        if asked:
+            return cls(reason=reason, who=who)
+        return cls(reason=text or "cancelled in Temporal", who="Temporal (Web UI or CLI)")
+
 
 class Subscribe(Wire):
     """The ``subscribe`` signal: a job that wants to be told a dataset's outcome."""
@@ -116,6 +128,7 @@ class JobState(Wire):
     total: int = 0
     counts: Counts = Counts()
     outcomes: list[DatasetOutcome] = []
+    size_bytes: int = 0
     policy: Policy = Policy()
 
 

@@ -73,7 +73,7 @@ class ArchiveDataset:
         if self.stop is None and not self.too_late:
             self.stop = request
             if self.work is not None:
-                self.work.cancel()
+                self.work.cancel(request.as_text())
 
     @workflow.signal(description="A job asks to be told the outcome: {workflow_id}")
     def subscribe(self, request: m.Subscribe) -> None:
@@ -93,9 +93,7 @@ class ArchiveDataset:
             outcome = await self.work
         except (asyncio.CancelledError, ActivityError, ChildWorkflowError, ApplicationError) as error:
             if is_cancelled_exception(error) or self.stop is not None:
-                self.stop = self.stop or m.StopRequest(
-                    reason=workflow.cancellation_reason() or "cancelled in Temporal", who="Temporal (Web UI or CLI)"
-                )
+                self.stop = self.stop or m.StopRequest.from_text(workflow.cancellation_reason())
                 outcome = await protected(self.roll_back(None))
             else:
                 outcome = await protected(self.roll_back(explain(error)))
@@ -246,9 +244,7 @@ class ArchiveDataset:
                 kept = f"; {deleted.files} source files removed" + (f", {deleted.kept} kept" if deleted.kept else "")
             except ActivityError as error:
                 kept = f"; source files kept: {explain(error).message}"
-        await steps.CLEAN_STAGING.run(
-            m.PidRequest(pid=r.pid, job_id=r.job_id), policy=policy, summary="remove staged objects"
-        )
+        kept += await self.clean_staging()
         return m.DatasetOutcome(
             pid=r.pid,
             outcome="archived",
@@ -260,6 +256,17 @@ class ArchiveDataset:
             level=bag.level,
         )
 
+    async def clean_staging(self) -> str:
+        """Remove what is staged. What cannot be removed changes no outcome; it is said in words."""
+        r = self.request
+        try:
+            await steps.CLEAN_STAGING.run(
+                m.PidRequest(pid=r.pid, job_id=r.job_id), policy=r.policy, summary="remove staged objects"
+            )
+        except ActivityError as error:
+            return f"; staged objects are left: {explain(error).message}"
+        return ""
+
     async def roll_back(self, info: m.ErrorInfo | None) -> m.DatasetOutcome:
         """Put LTS, staging and SciCat right after a failure or a stop. Verified datablocks stay."""
         r = self.request
@@ -269,19 +276,17 @@ class ArchiveDataset:
                 pid=r.pid, plan_id=self.plan.plan_id, format=self.plan.format, datablocks=self.plan.datablocks
             )
             await steps.ROLL_BACK_LTS.run(ref, policy=r.policy, summary="remove what did not verify from the LTS")
-        marked = self.begun is not None or info is not None
-        if self.begun is not None:
-            await steps.CLEAN_STAGING.run(
-                m.PidRequest(pid=r.pid, job_id=r.job_id), policy=r.policy, summary="remove staged objects"
-            )
+        # A dataset that is unknown, foreign or refused was never marked: its record is not ours to write. Any other may
+        # have been, also when the step that marks it was stopped.
+        ours = info is None or (info.kind != "refused" and info.type != "UnknownDataset")
+        left = await self.clean_staging() if ours else ""
         if info is None:
             assert self.stop is not None  # noqa: S101
             self.message = f"stopped by {self.stop.who}: {self.stop.reason}"
         else:
             self.message = info.message
-        problem = info
-        # A dataset that is unknown, foreign or refused was never marked: its record is not ours to write.
-        if marked and not (info and (info.kind == "refused" or info.type == "UnknownDataset")):
+        self.message += left
+        if ours:
             try:
                 await steps.FAIL_DATASET.run(
                     m.FailDatasetRequest(pid=r.pid, job_id=r.job_id, error=info, stopped=self.stop),
@@ -293,7 +298,7 @@ class ArchiveDataset:
                 self.message += f" (and SciCat could not be told: {explain(error).message})"
         self.at("stopped" if info is None else "failed")
         return m.DatasetOutcome(
-            pid=r.pid, outcome="cancelled" if info is None else "failed", message=self.message, error=problem
+            pid=r.pid, outcome="cancelled" if info is None else "failed", message=self.message, error=info
         )
 
     async def tell(self, outcome: m.DatasetOutcome) -> None:

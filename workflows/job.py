@@ -46,7 +46,6 @@ class ArchiveJob:
         self.stop: m.StopRequest | None = None
         self.work: asyncio.Task[None] | None = None
         self.message = ""
-        self.size_bytes = 0
 
     # --- what others may ask or say ------------------------------------------------------------------------------
 
@@ -70,7 +69,7 @@ class ArchiveJob:
         if self.stop is None:
             self.stop = request
             if self.work is not None:
-                self.work.cancel()
+                self.work.cancel(request.as_text())
 
     @workflow.signal(description="A dataset that another job has in work tells its outcome")
     def dataset_done(self, outcome: m.DatasetOutcome) -> None:
@@ -91,9 +90,7 @@ class ArchiveJob:
             await self.work
         except (asyncio.CancelledError, ActivityError, ChildWorkflowError, ApplicationError) as error:
             if is_cancelled_exception(error) or self.stop is not None:
-                self.stop = self.stop or m.StopRequest(
-                    reason=workflow.cancellation_reason() or "cancelled in Temporal", who="Temporal (Web UI or CLI)"
-                )
+                self.stop = self.stop or m.StopRequest.from_text(workflow.cancellation_reason())
             else:
                 problem = explain(error)
         return await protected(self.finish(problem))
@@ -195,14 +192,19 @@ class ArchiveJob:
         if len(outcomes) > m.MAX_OUTCOMES:
             good = next((i for i, kept in enumerate(outcomes) if kept.outcome in ("archived", "already_archived")), -1)
             outcomes.pop(good)
-        self.state = self.state.model_copy(update={"outcomes": outcomes, "counts": self.state.counts.plus(outcome)})
-        self.size_bytes += outcome.size_bytes
+        self.state = self.state.model_copy(
+            update={
+                "outcomes": outcomes,
+                "counts": self.state.counts.plus(outcome),
+                "size_bytes": self.state.size_bytes + outcome.size_bytes,
+            }
+        )
         self.details()
 
     async def finish(self, problem: m.ErrorInfo | None) -> m.ArchiveJobResult:
         """Write the terminal status; end the workflow the way the job ended."""
         r = self.request
-        self.at("reporting", BYTES_TOTAL.value_set(self.size_bytes))
+        self.at("reporting", BYTES_TOTAL.value_set(self.state.size_bytes))
         if problem is not None and problem.type in ("UnknownJob", "ForeignJob"):
             raise as_failure(problem)
         try:
@@ -257,7 +259,7 @@ class ArchiveJob:
             ("already archived", counts.already_archived),
             ("failed", f"{counts.content_errors} content, {counts.system_errors} system"),
             ("cancelled", counts.cancelled),
-            ("bytes", size(self.size_bytes)),
+            ("bytes", size(self.state.size_bytes)),
         ]
         if self.message:
             rows.append(("message", self.message))

@@ -7,6 +7,7 @@ speed at which a step is still alive; a dead one is found by its heartbeat, not 
 
 from __future__ import annotations
 
+import asyncio
 import math
 from dataclasses import dataclass
 from datetime import timedelta
@@ -51,12 +52,10 @@ class Step(Generic[Request, Result]):
     heartbeats: bool = False
     never_gives_up: bool = False
     """Retried without end: the truth must be told, or the place tidied, however long that takes."""
-    waits_for_stop: bool = True
-    """On cancel, the workflow waits until the activity has stopped (else its clean-up would race the writer)."""
 
     def retry(self, policy: m.Policy) -> RetryPolicy:
         """Back-off up to two minutes, for as many attempts as fill the time after which a system error is given up."""
-        attempts = 0 if self.never_gives_up else 8 + math.ceil(policy.give_up_seconds / LONGEST_PAUSE_SECONDS)
+        attempts = 0 if self.never_gives_up else _attempts(policy.give_up_seconds)
         return RetryPolicy(
             initial_interval=timedelta(seconds=FIRST_PAUSE_SECONDS),
             backoff_coefficient=2,
@@ -65,11 +64,14 @@ class Step(Generic[Request, Result]):
         )
 
     async def run(self, request: Request, *, policy: m.Policy, summary: str, size_bytes: int = 0) -> Result:
-        """Run the activity to its end. Raises ``ActivityError`` when it failed for good or was cancelled."""
+        """Run the activity to its end. Raises ``ActivityError`` when it failed for good or was cancelled.
+
+        A cancel is waited out until the activity has stopped, or else the clean-up would race what it still writes. One
+        that succeeded all the same does not make the cancel unheard: ``CancelledError`` is raised after it.
+        """
         limit = self.base
         if self.slowest_mib_per_second:
             limit += timedelta(seconds=size_bytes / (self.slowest_mib_per_second * MIB))
-        waits = ActivityCancellationType.WAIT_CANCELLATION_COMPLETED
         result: Result = await workflow.execute_activity(
             self.name,
             request,
@@ -78,10 +80,21 @@ class Step(Generic[Request, Result]):
             start_to_close_timeout=limit,
             heartbeat_timeout=timedelta(seconds=policy.heartbeat_seconds) if self.heartbeats else None,
             retry_policy=self.retry(policy),
-            cancellation_type=waits if self.waits_for_stop and self.heartbeats else ActivityCancellationType.TRY_CANCEL,
+            cancellation_type=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
             summary=summary[:200],
         )
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise asyncio.CancelledError(f"stopped after {self.name}")
         return result
+
+
+def _attempts(seconds: float) -> int:
+    """Attempts whose pauses together last at least ``seconds``."""
+    attempts, pause = 1, FIRST_PAUSE_SECONDS
+    while seconds > 0 and pause < LONGEST_PAUSE_SECONDS:
+        attempts, seconds, pause = attempts + 1, seconds - pause, pause * 2
+    return attempts + max(0, math.ceil(seconds / LONGEST_PAUSE_SECONDS))
 
 
 HOUR = timedelta(hours=1)

@@ -24,8 +24,12 @@ async def protected(work: Awaitable[T]) -> T:
 
 
 async def windowed(items: Iterable[Item], one: Callable[[Item], Awaitable[None]], at_once: int) -> None:
-    """Run ``one(item)`` for all items, ``at_once`` at a time. The first error stops the rest, which is awaited."""
-    pending: set[asyncio.Task[None]] = set()
+    """Run ``one(item)`` for all items, ``at_once`` at a time. The first error stops the rest, which is awaited.
+
+    The message of a cancel goes on to the work that it stops: children read there who asked, and why.
+    """
+    # A list, in the order of creation: commands must not depend on the order of a set.
+    pending: list[asyncio.Task[None]] = []
     waiting = iter(items)
     exhausted = False
     try:
@@ -36,19 +40,19 @@ async def windowed(items: Iterable[Item], one: Callable[[Item], Awaitable[None]]
                 except StopIteration:
                     exhausted = True
                 else:
-                    pending.add(asyncio.create_task(_run(one, item)))
+                    pending.append(asyncio.create_task(_run(one, item)))
             if not pending:
                 return
-            finished, still = await workflow.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-            pending = set(still)
+            await workflow.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+            finished = [task for task in pending if task.done()]
+            pending = [task for task in pending if not task.done()]
             for task in finished:
                 task.result()
-    except BaseException:
-        # Sets of tasks have no stable order; commands must, so cancel in the order of creation.
-        left = sorted(pending, key=lambda task: task.get_name())
-        for task in left:
-            task.cancel()
-        await protected(_settle(left))
+    except BaseException as error:
+        why = error.args[0] if isinstance(error, asyncio.CancelledError) and error.args else None
+        for task in pending:
+            task.cancel(why)
+        await protected(_settle(pending))
         raise
 
 

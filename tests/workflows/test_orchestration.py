@@ -179,7 +179,50 @@ async def test_a_stopped_job_rolls_back_and_says_who_and_why(serve: Serve, way: 
     assert script.names()[-4:] == ["roll-back-lts", "clean-staging", "fail-dataset", "finish-job"]
     (finish,) = script.of("finish-job")
     assert finish.stopped.who == ("anna" if way == "signal" else "Temporal (Web UI or CLI)")
+    (fail,) = script.of("fail-dataset")
+    assert fail.stopped == finish.stopped, "each dataset is told who stopped its job, and why"
     assert "register-datablocks" not in script.names()
+
+
+async def test_a_cancel_is_heard_also_by_a_step_that_succeeds_all_the_same(serve: Serve) -> None:
+    script = unique(Script(datablocks=1))
+    packing = asyncio.Event()
+
+    async def pack(request: m.PackRequest) -> m.PackResult:
+        packing.set()
+        try:
+            await asyncio.sleep(3600)
+        except asyncio.CancelledError:
+            pass
+        return m.PackResult(size_bytes=1, packed_bytes=1, files=1, sha256="", manifest_sha256="b")
+
+    script.replaced["pack-datablock"] = pack
+    handle = await start(await serve(script))
+    await packing.wait()
+    await handle.signal("cancel", m.StopRequest(reason="enough", who="anna"))
+    assert (await handle.result()).counts.cancelled == 1
+    assert "wait-for-lts-space" not in script.names()
+
+
+async def test_p5_a_dataset_stopped_while_it_is_being_marked_is_put_right(serve: Serve) -> None:
+    script = unique(Script())
+    marking, marked = asyncio.Event(), asyncio.Event()
+
+    async def begin(request: m.BeginDatasetRequest) -> m.BeginDatasetResult:
+        marking.set()
+        await marked.wait()
+        return m.BeginDatasetResult(state="go")
+
+    script.replaced["begin-dataset"] = begin
+    handle = await start(await serve(script))
+    await marking.wait()
+    await handle.signal("cancel", m.StopRequest(reason="enough", who="anna"))
+    await asyncio.sleep(0.3)
+    assert "fail-dataset" not in script.names(), "it could still be overwritten by the step that marks"
+    marked.set()
+    assert (await handle.result()).counts.cancelled == 1
+    assert script.names()[-3:] == ["clean-staging", "fail-dataset", "finish-job"]
+    assert "read-origdatablocks" not in script.names()
 
 
 async def test_stopping_one_dataset_lets_the_others_of_its_job_go_on(serve: Serve) -> None:
