@@ -50,7 +50,9 @@ class StandInServer:
         self.url = f"http://127.0.0.1:{port}"
         application = create_app(settings)
         self.standin: StandIn = application.state.standin
-        self._config = uvicorn.Config(application, host="127.0.0.1", port=port, log_level="warning", access_log=False)
+        self._config = uvicorn.Config(
+            application, host="127.0.0.1", port=port, log_level="warning", access_log=False, lifespan="off"
+        )
 
     def start(self) -> StandInServer:
         """Until it answers. After ``stop`` it goes on with all it had."""
