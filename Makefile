@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 LOCKS := requirements-dev.lock requirements-sdk-4.27.lock
 
-.PHONY: setup servers servers-topology demo test test-topology test-scale lint benchmark lock clean
+.PHONY: setup servers servers-topology demo test test-topology test-scale lint record-histories benchmark lock clean
 
 setup: $(STAMP)
 
@@ -53,6 +53,10 @@ lint: setup
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+
+# Only when the workflows gain a way that no recorded history shows yet: see tests/replay/record.py.
+record-histories: servers
+	@$(BIN)/python -m tests.replay.record
 
 benchmark: servers
 	@$(BIN)/python -m benchmarks.run $(BENCHMARK)
