@@ -12,6 +12,7 @@ from archiver.datablock.record import DatablockRecord
 LEVELS = ("cache", "host", "store", "tape", "tape-read")
 """Levels of verification, weakest first (reliability-notes V5)."""
 TAG_MANIFEST = "tagmanifest-sha256.txt"
+PAYLOAD_MANIFEST = "manifest-sha256.txt"
 AGENT = "scicat-archiver"
 
 
@@ -42,7 +43,7 @@ def bag_files(
         "bagit.txt": b"BagIt-Version: 1.0\nTag-File-Character-Encoding: UTF-8\n",
         "bag-info.txt": "".join(f"{name}: {_one_line(value)}\n" for name, value in info.items()).encode(),
         "dataset.json": json.dumps(dataset, ensure_ascii=False, indent=1, sort_keys=True).encode("utf-8", "replace"),
-        "manifest-sha256.txt": "".join(f"{sha256}  {name}\n" for name, sha256, _ in payload).encode(),
+        PAYLOAD_MANIFEST: "".join(f"{sha256}  {name}\n" for name, sha256, _ in payload).encode(),
     }
     tags = "".join(f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in files.items())
     return {**files, TAG_MANIFEST: tags.encode()}

@@ -25,6 +25,10 @@ BUFFERS = 3
 ALIGN = 4096
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+AT_FDCWD = -100
+RENAME_NOREPLACE = 1
+NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+"""What ``link(2)`` says on file systems without hard links, as some tape front ends are."""
 
 
 def reserve(descriptor: int, size: int) -> bool:
@@ -43,6 +47,21 @@ def reserve(descriptor: int, size: int) -> bool:
             return False
         raise OSError(number, os.strerror(number))
     return True
+
+
+def publish(partial: Path, final: Path) -> None:
+    """Give a finished file its final name without clobbering: ``link(2)``, or ``renameat2(2)`` where there are no links.
+
+    Raises ``FileExistsError`` if the name is taken, and ``OSError``; ``partial`` is then still there.
+    """
+    try:
+        os.link(partial, final)
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        if _libc.renameat2(AT_FDCWD, os.fsencode(partial), AT_FDCWD, os.fsencode(final), RENAME_NOREPLACE) != 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number), str(final)) from None
 
 
 def write_stream(

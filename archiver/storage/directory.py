@@ -1,6 +1,7 @@
 """A landing zone that is a directory on a shared file system: hostile input (reliability-notes section 4, M9).
 
-Opened with ``openat2(2)`` beneath the dataset's folder, following no symbolic link; regular files only; names are bytes.
+Opened with ``openat2(2)``, following no symbolic link; regular files only; names are bytes. Trusted is the part of the
+template before its first field, which the operator wrote; the rest is named by users, and so is what lies there.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import struct
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import PurePosixPath
 
-from archiver.datablock.files import PlannedFile, SourceFile, check_path
+from archiver.datablock.files import MAX_PATH_BYTES, PlannedFile, SourceFile, check_path, path_key
 from archiver.errors import CatalogueRecordInvalid, HostilePath, SourceChanged, SourceFault
 from archiver.progress import Progress
 from archiver.storage.objects import Buffer
@@ -38,19 +39,22 @@ def open_beneath(root: int, path: bytes, flags: int) -> int:
 
 
 class DirectoryLanding:
-    """The files beneath one folder. Implements ``Landing``."""
+    """The files beneath the folder ``fixed + filled``. Implements ``Landing``.
 
-    def __init__(self, folder: str, fields: Mapping[str, str]) -> None:
-        if ".." in PurePosixPath(folder).parts or "\0" in folder or not folder.startswith("/"):
-            raise CatalogueRecordInvalid(
-                f"the landing zone of dataset {fields.get('pid')} is no folder that may be read",
-                expected="an absolute path without '..'",
-                found=ascii(folder[:200]),
-                next_step="correct sourceFolder in the dataset's record",
-                dataset=fields.get("pid"),
-            )
-        self._folder = folder
+    ``fixed`` is the operator's: links are followed there. ``filled`` comes from the dataset's record: none are.
+    """
+
+    def __init__(self, fixed: str, filled: str, fields: Mapping[str, str]) -> None:
+        folder = fixed + filled
+        self._pid = fields.get("pid")
         self.where = f"file://{folder}"
+        if not fixed.endswith("/") and not filled.startswith("/"):
+            # The field goes on with a name that the template began.
+            fixed, filled = fixed[: fixed.rfind("/") + 1], folder[fixed.rfind("/") + 1 :]
+        if ".." in PurePosixPath(folder).parts or "\0" in folder:
+            raise self._no_folder("an absolute path without '..'", ascii(folder[:200]))
+        self._base = fixed
+        self._below = os.fsencode(filled.strip("/")) or b"."
 
     def list(self) -> Iterator[SourceFile]:
         """As ``Landing``. Raises ``HostilePath`` for anything that is neither a regular file nor a folder."""
@@ -58,49 +62,50 @@ class DirectoryLanding:
         if root is None:
             return
         try:
-            yield from self._walk(root, b"")
+            yield from self._walk(root)
         except OSError as error:
             raise self._fault(error) from None
         finally:
             os.close(root)
 
-    def _walk(self, root: int, below: bytes) -> Iterator[SourceFile]:
-        descriptor = open_beneath(root, below or b".", _FLAGS | os.O_DIRECTORY) if below else os.dup(root)
-        entries: list[tuple[bytes, os.stat_result]] = []
-        try:
-            for entry in os.listdir(descriptor):
-                found = os.stat(entry, dir_fd=descriptor, follow_symlinks=False)
-                # A folder sorts as its name and a slash: then the walk is in the order of whole paths.
-                entries.append((os.fsencode(entry) + (b"/" if stat.S_ISDIR(found.st_mode) else b""), found))
-        finally:
-            os.close(descriptor)
-        for name, found in sorted(entries, key=lambda pair: pair[0]):
-            path = below + name
-            if stat.S_ISDIR(found.st_mode):
-                yield from self._walk(root, path)
-            elif stat.S_ISREG(found.st_mode):
-                yield SourceFile(os.fsdecode(path), found.st_size, _version(found))
+    def _walk(self, root: int) -> Iterator[SourceFile]:
+        """Depth first in the order of whole paths, without recursion: one folder is open at a time, and names are held."""
+        levels = [(b"", _names(root, b""))]
+        while levels:
+            below, names = levels[-1]
+            descriptor = _folder(root, below)
+            try:
+                while names and not names[-1].endswith(b"/"):
+                    name = _from_key(names.pop())
+                    yield self._file(below + name, os.stat(name, dir_fd=descriptor, follow_symlinks=False))
+            finally:
+                os.close(descriptor)
+            if names:
+                folder = below + _from_key(names.pop())
+                if len(folder) >= MAX_PATH_BYTES:
+                    raise self._hostile(folder, f"paths of at most {MAX_PATH_BYTES} bytes", f"{len(folder)} bytes")
+                levels.append((folder, _names(root, folder)))
             else:
-                raise HostilePath(
-                    f"{os.fsdecode(path)!a} in {self.where} is no regular file",
-                    expected="regular files and folders only",
-                    found=_kind(found.st_mode),
-                    next_step="replace it by the file itself, then submit the job again",
-                    file=ascii(os.fsdecode(path)),
-                )
+                levels.pop()
+
+    def _file(self, path: bytes, found: os.stat_result) -> SourceFile:
+        if not stat.S_ISREG(found.st_mode):
+            raise self._hostile(path, "regular files and folders only", _kind(found.st_mode))
+        return SourceFile(os.fsdecode(path), found.st_size, _version(found))
 
     def fetch(
         self, files: Iterable[PlannedFile], *, ahead_bytes: int, ahead_objects: int
     ) -> Iterator[tuple[PlannedFile, Iterator[Buffer]]]:
         """As ``Landing``; the system reads ahead. The version is checked before the first and after the last byte."""
         root = self._root()
-        if root is None:
-            raise self._fault(OSError(errno.ENOENT, os.strerror(errno.ENOENT)))
         try:
             for file in files:
+                if root is None:
+                    raise _changed(file, "no folder")
                 yield file, self._read(root, file)
         finally:
-            os.close(root)
+            if root is not None:
+                os.close(root)
 
     def _read(self, root: int, file: PlannedFile) -> Iterator[Buffer]:
         descriptor = self._open(root, file)
@@ -147,7 +152,7 @@ class DirectoryLanding:
                 except SourceChanged:
                     continue
                 folder, _, name = os.fsencode(file.path).rpartition(b"/")
-                parent = open_beneath(root, folder, _FLAGS | os.O_DIRECTORY) if folder else os.dup(root)
+                parent = _folder(root, folder)
                 try:
                     if _version(os.stat(name, dir_fd=parent, follow_symlinks=False)) == file.version:
                         os.unlink(name, dir_fd=parent)
@@ -162,12 +167,59 @@ class DirectoryLanding:
         return deleted
 
     def _root(self) -> int | None:
+        """The dataset's folder, or None if there is none.
+
+        Raises ``SourceFault`` if nothing at all lies where datasets do: an unmounted landing zone is no evidence that
+        files are missing. Raises ``HostilePath`` if a link is on the way, ``CatalogueRecordInvalid`` if it is no folder.
+        """
         try:
-            return os.open(self._folder, _FLAGS | os.O_DIRECTORY)
-        except FileNotFoundError:
-            return None
+            base = os.open(self._base, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY)
+            try:
+                with os.scandir(base) as entries:
+                    if next(entries, None) is None:
+                        raise OSError(errno.ENOENT, f"{self._base} is empty; is it mounted?")
+                return self._open_root(base)
+            finally:
+                os.close(base)
         except OSError as error:
             raise self._fault(error) from None
+
+    def _open_root(self, base: int) -> int | None:
+        try:
+            return open_beneath(base, self._below, _FLAGS | os.O_DIRECTORY)
+        except OSError as error:
+            if error.errno == errno.ENOENT:
+                return None
+            if error.errno in (errno.ELOOP, errno.EXDEV):
+                raise HostilePath(
+                    f"{self.where} is reached through a symbolic link",
+                    expected="a folder by its own path; links only before the first field of landing.url_template",
+                    found=error.strerror,
+                    next_step="give the folder's own path in sourceFolder, or the linked part in the template",
+                    dataset=self._pid,
+                ) from None
+            if error.errno in (errno.ENOTDIR, errno.ENAMETOOLONG):
+                raise self._no_folder("a folder", error.strerror or "") from None
+            raise
+
+    def _no_folder(self, expected: str, found: str) -> CatalogueRecordInvalid:
+        return CatalogueRecordInvalid(
+            f"the landing zone of dataset {self._pid} is no folder that may be read",
+            expected=expected,
+            found=found,
+            next_step="correct sourceFolder in the dataset's record",
+            dataset=self._pid,
+        )
+
+    def _hostile(self, path: bytes, expected: str, found: str) -> HostilePath:
+        name = ascii(os.fsdecode(path)[-300:])
+        return HostilePath(
+            f"{name} in {self.where} cannot be archived",
+            expected=expected,
+            found=found,
+            next_step="replace it by a regular file with a shorter path, or remove it, then submit the job again",
+            file=name,
+        )
 
     def _fault(self, error: OSError) -> SourceFault:
         return SourceFault(
@@ -178,8 +230,29 @@ class DirectoryLanding:
         )
 
 
+def _folder(root: int, below: bytes) -> int:
+    return open_beneath(root, below or b".", _FLAGS | os.O_DIRECTORY)
+
+
+def _names(root: int, below: bytes) -> list[bytes]:
+    """What lies in a folder, as sort keys, the first last. A folder sorts as its name and a slash: as its files do."""
+    descriptor = _folder(root, below)
+    try:
+        with os.scandir(descriptor) as entries:
+            names = [path_key(entry.name) + b"/" * entry.is_dir(follow_symlinks=False) for entry in entries]
+    finally:
+        os.close(descriptor)
+    names.sort(reverse=True)
+    return names
+
+
+def _from_key(key: bytes) -> bytes:
+    return os.fsencode(key.decode("utf-8", "surrogatepass"))
+
+
 def _version(found: os.stat_result) -> str:
-    return f"{found.st_dev}:{found.st_ino}:{found.st_mtime_ns}:{found.st_ctime_ns}:{found.st_size}"
+    # Not the device: its number is each host's own on network file systems, and plan and pack may run on two.
+    return f"{found.st_ino}:{found.st_mtime_ns}:{found.st_ctime_ns}:{found.st_size}"
 
 
 def _changed(file: PlannedFile, found: str) -> SourceChanged:

@@ -34,24 +34,35 @@ class Landing(Protocol):
 def open_landing(template: str, s3: S3Settings, fields: Mapping[str, str]) -> Landing:
     """The landing zone of the dataset whose catalogue record gave ``fields``. Nothing is connected yet.
 
-    Raises ``CatalogueRecordInvalid`` if the template names a field that the record does not have.
+    Raises ``CatalogueRecordInvalid`` if the template names a field that the record does not have, or a source folder
+    that is no path of its own where the template needs one.
     """
+    fixed, brace, rest = template.partition("{")
     try:
-        url = template.format_map(fields)
+        filled = (brace + rest).format_map(fields)
     except KeyError as error:
-        raise CatalogueRecordInvalid(
-            f"the landing zone of dataset {fields.get('pid')} cannot be named",
-            expected=f"a value of {error.args[0]} in its record, for landing.url_template {template}",
-            found="none",
-            next_step="complete the dataset's record in SciCat, or change the template",
-            dataset=fields.get("pid"),
-        ) from None
+        raise _unnamed(template, fields, f"a value of {error.args[0]} in its record", "none") from None
+    folder = fields.get("source_folder", "")
+    if rest.startswith("source_folder}") and not fixed.endswith("/") and not folder.startswith("/"):
+        # Else /data{source_folder} and "2" would be /data2.
+        raise _unnamed(template, fields, "a sourceFolder that begins with /", ascii(folder[:200]))
+    url = fixed + filled
     if url.startswith("file://"):
-        return DirectoryLanding(url.removeprefix("file://"), fields)
+        return DirectoryLanding(fixed.removeprefix("file://"), filled, fields)
     parts = urlsplit(template)
     prefix = url.removeprefix(f"s3://{parts.netloc}/")
     return S3Landing(
         Bucket(parts.netloc, s3, SourceFault), prefix if prefix.endswith("/") or not prefix else prefix + "/"
+    )
+
+
+def _unnamed(template: str, fields: Mapping[str, str], expected: str, found: str) -> CatalogueRecordInvalid:
+    return CatalogueRecordInvalid(
+        f"the landing zone of dataset {fields.get('pid')} cannot be named",
+        expected=f"{expected}, for landing.url_template {template}",
+        found=found,
+        next_step="complete the dataset's record in SciCat, or change the template",
+        dataset=fields.get("pid"),
     )
 
 
@@ -65,13 +76,13 @@ class S3Landing:
 
     def list(self) -> Iterator[SourceFile]:
         """As ``Landing``. Keys that end in a slash and hold nothing are folders that some tools leave: no files."""
-        last = b""
+        last: bytes | None = None
         for entry in self._bucket.list(self._prefix):
             if entry.key.endswith("/") and entry.size == 0:
                 continue
             path = entry.key[len(self._prefix) :]
             key = path_key(path)
-            if key <= last:
+            if last is not None and key <= last:
                 raise SourceFault(
                     f"{self.where} is not listed in the order of its keys",
                     expected=f"a key after {last.decode('utf-8', 'replace')!a}, as S3 says",

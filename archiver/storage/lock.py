@@ -21,6 +21,18 @@ class ExclusiveLock:
         self._descriptor = -1
 
     def __enter__(self) -> ExclusiveLock:
+        try:
+            return self._take()
+        except OSError as error:
+            raise LtsFault(
+                f"lock {self._path} cannot be taken: {error.strerror or error}",
+                expected="a file that this process may lock",
+                found=f"errno {error.errno}",
+                next_step="give the worker's user the right to write there, or set worker.lock_dir to a local directory",
+                retryable=False,
+            ) from None
+
+    def _take(self) -> ExclusiveLock:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
@@ -35,6 +47,9 @@ class ExclusiveLock:
                 next_step="stop that process first; LTS workers are never deployed side by side",
                 retryable=False,
             ) from None
+        except OSError:
+            os.close(descriptor)
+            raise
         ours = {
             "host": socket.gethostname(),
             "pid": os.getpid(),

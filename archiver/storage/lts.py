@@ -15,20 +15,20 @@ import re
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import quote
 
-from archiver.datablock.bag import TAG_MANIFEST, read_bag_info
+from archiver.datablock.bag import PAYLOAD_MANIFEST, TAG_MANIFEST, read_bag_info, read_manifest_sha256
 from archiver.datablock.manifest import ManifestReader
 from archiver.direct_io import PastCacheReader
 from archiver.errors import IntegrityMismatch, LtsFault, LtsFull, LtsMarkerMissing
 from archiver.progress import Progress
 from archiver.settings import LtsSettings
-from archiver.storage.direct_write import write_stream
+from archiver.storage.direct_write import publish, write_stream
 from archiver.storage.objects import Buffer
 
 MARKER = ".archiver-lts.json"
@@ -39,6 +39,8 @@ SMALL_BYTES = 64 * 2**20
 LOOK_SECONDS = 1.0
 _DATABLOCK = re.compile(r"(\d+)\.(tar\.gz|tar\.zst|tar)")
 _MANIFEST = re.compile(r"(\d+)\.manifest\.jsonl\.gz")
+_PARTIAL = re.compile(r"\.\d+\.(tar\.gz|tar\.zst|tar|manifest\.jsonl\.gz)\.[^/]+\.partial")
+_TAG_PARTIAL = re.compile(r"\.(bagit\.txt|bag-info\.txt|dataset\.json|(tag)?manifest-sha256\.txt)(\.[^/]+)?\.partial")
 
 
 @dataclass(frozen=True)
@@ -196,12 +198,12 @@ class FileSystemLts:
         total = 0
         oldest = time.time() - PROMISE_SECONDS
         with self._faults("promises"):
-            for entry in os.scandir(self._promises) if self._promises.is_dir() else ():
-                if entry.name != self._promise(but).name and entry.stat().st_mtime > oldest:
-                    try:
-                        total += int(json.loads(Path(entry.path).read_bytes())["bytes"])
-                    except (FileNotFoundError, ValueError, KeyError, TypeError):
-                        continue  # released meanwhile, or being written
+            for path in self._promises.glob("*.json"):
+                try:
+                    if path != self._promise(but) and path.stat().st_mtime > oldest:
+                        total += int(json.loads(path.read_bytes())["bytes"])
+                except (FileNotFoundError, ValueError, KeyError, TypeError):
+                    continue  # released meanwhile, or cut short by a crash
         return total
 
     def _promise(self, key: str) -> Path:
@@ -217,7 +219,7 @@ class FileSystemLts:
                     with self._faults("promise"):
                         self._promises.mkdir(parents=True, exist_ok=True)
                         path = self._promise(key)
-                        draft = path.with_suffix(f".{os.getpid()}")
+                        draft = path.with_suffix(".draft")
                         draft.write_text(json.dumps({"for": key, "bytes": need_bytes}))
                         draft.replace(path)
                     return
@@ -252,42 +254,36 @@ class FileSystemLts:
         """As ``Lts``: ``.partial`` of this attempt, reserved, written, fsynced, linked without clobbering, fsynced."""
         self.check_marker()
         final = self._root / dataset / name
-        if final.exists():
+        if self._is_there(final):
             self._same(final, size, sha256, progress)
             self.release(promise)
             return
-        partial = final.with_name(f".{final.name}.{attempt}.partial")
-        with self._faults(str(final)):
-            self._make_directories(final.parent)
-            partial.unlink(missing_ok=True)
-            try:
-                written, found = write_stream(
-                    partial,
-                    chunks,
-                    size=size,
-                    direct_io=self._settings.direct_io != "never",
-                    # What fallocate holds is no longer free: the promise would count it twice.
-                    reserved=lambda done: self.release(promise) if done else None,
-                    progress=progress,
+        with self._faults(str(final)), self._partial(final, attempt) as partial:
+            written, found = write_stream(
+                partial,
+                chunks,
+                size=size,
+                direct_io=self._settings.direct_io != "never",
+                # What fallocate holds is no longer free: the promise would count it twice.
+                reserved=lambda done: self.release(promise) if done else None,
+                progress=progress,
+            )
+            if (written, found) != (size, sha256):
+                raise IntegrityMismatch(
+                    f"staging gave other bytes of {dataset}/{name} than were packed",
+                    expected=f"{size} B, SHA-256 {sha256}",
+                    found=f"{written} B, SHA-256 {found}",
+                    next_step="read again; if it lasts, the datablock is packed anew",
                 )
-                if (written, found) != (size, sha256):
-                    raise IntegrityMismatch(
-                        f"staging gave other bytes of {dataset}/{name} than were packed",
-                        expected=f"{size} B, SHA-256 {sha256}",
-                        found=f"{written} B, SHA-256 {found}",
-                        next_step="read again; if it lasts, the datablock is packed anew",
-                    )
-                # A marker seen now: what was written went to the LTS, and not to a mount point that lost its mount.
-                self.check_marker()
-                self._publish(partial, final)
-            finally:
-                partial.unlink(missing_ok=True)
+            # A marker seen now: what was written went to the LTS, and not to a mount point that lost its mount.
+            self.check_marker()
+            self._publish(partial, final)
         self._same_size(final, size)
         self.release(promise)
 
     def _publish(self, partial: Path, final: Path) -> None:
         try:
-            os.link(partial, final)
+            publish(partial, final)
         except FileExistsError:
             if self._digest(final) != self._digest(partial):
                 raise IntegrityMismatch(
@@ -354,23 +350,23 @@ class FileSystemLts:
         """As ``Lts``."""
         self.check_marker()
         path = self._root / dataset / name
-        if not path.exists():
-            return None
-        return self._small(path)
+        return self._small(path) if self._is_there(path) else None
 
     def put_small(self, dataset: str, name: str, data: bytes, attempt: str) -> None:
         """As ``Lts``."""
         self.check_marker()
         final = self._root / dataset / name
         with self._faults(str(final)):
-            self._make_directories(final.parent)
             self._write_durably(final, data, attempt)
 
     def publish_bag(self, dataset: str, files: dict[str, bytes], plan_id: str, progress: Progress) -> None:
-        """As ``Lts``. A complete bag of this plan stays as it is; the files of an incomplete one are replaced."""
+        """As ``Lts``. A complete bag of this plan stays as it is; the files of an incomplete one are replaced.
+
+        What a killed attempt left in ``data/`` goes first: a bag holds what its manifest says and nothing else.
+        """
         self.check_marker()
         folder = self._root / dataset
-        if (folder / TAG_MANIFEST).exists():
+        if self._is_there(folder / TAG_MANIFEST):
             found = read_bag_info(self._small(folder / "bag-info.txt")).get("Archiver-Plan", "")
             if found != plan_id:
                 raise LtsFault(
@@ -381,17 +377,24 @@ class FileSystemLts:
                     retryable=False,
                 )
             return
+        self.remove_unverified(dataset)
+        missing = [n for n in read_manifest_sha256(files[PAYLOAD_MANIFEST]) if self.size_of(dataset, n) is None]
+        if missing:
+            raise IntegrityMismatch(
+                f"verified files of {dataset} are no longer on the LTS",
+                expected="every file of the bag's manifest",
+                found=f"{len(missing)} missing, the first {missing[0]}",
+                next_step="see who removes files from the LTS, then submit the job again",
+                retryable=False,
+            )
         *tags, last = files
         with self._faults(str(folder)):
             for name in tags:
-                draft = folder / f".{name}.partial"
-                self._write_file(draft, files[name])
-                draft.replace(folder / name)
+                with self._partial(folder / name, "bag") as draft:
+                    self._write_small(draft, files[name])
+                    draft.replace(folder / name)
                 progress.note(f"wrote {name}")
             self._sync_directory(folder)
-            for name in tags:
-                if self._small(folder / name) != files[name]:
-                    raise LtsFault(f"{name} of {dataset} was not read back as it was written", next_step="retried")
             self._write_durably(folder / last, files[last], "bag")
 
     def _small(self, path: Path) -> bytes:
@@ -402,12 +405,10 @@ class FileSystemLts:
 
     def _write_durably(self, final: Path, data: bytes, attempt: str) -> None:
         """No-clobber; the same bytes there already are a success. Raises ``IntegrityMismatch`` for others."""
-        partial = final.with_name(f".{final.name}.{attempt}.partial")
-        partial.unlink(missing_ok=True)
-        try:
-            self._write_file(partial, data)
+        with self._partial(final, attempt) as partial:
+            self._write_small(partial, data)
             try:
-                os.link(partial, final)
+                publish(partial, final)
             except FileExistsError:
                 if self._small(final) != data:
                     raise IntegrityMismatch(
@@ -418,12 +419,10 @@ class FileSystemLts:
                         retryable=False,
                     ) from None
             self._sync_directory(final.parent)
-        finally:
-            partial.unlink(missing_ok=True)
 
-    @staticmethod
-    def _write_file(path: Path, data: bytes) -> None:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+    def _write_small(self, path: Path, data: bytes) -> None:
+        """Create ``path`` durably, and see that it reads back from below the page cache as it was written."""
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
         try:
             view = memoryview(data)
             while len(view):
@@ -431,6 +430,28 @@ class FileSystemLts:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+        if self._small(path) != data:
+            raise LtsFault(
+                f"{path.name} was not read back as it was written",
+                expected=f"{len(data)} B, SHA-256 {hashlib.sha256(data).hexdigest()}",
+                found="other bytes",
+                next_step="written anew; see the health of the LTS",
+            )
+
+    @contextmanager
+    def _partial(self, final: Path, attempt: str) -> Iterator[Path]:
+        """The name under which this attempt writes ``final``, in a durable folder; nothing is left under it afterwards."""
+        self._make_directories(final.parent)
+        partial = final.with_name(f".{final.name}.{attempt}.partial")
+        partial.unlink(missing_ok=True)
+        try:
+            yield partial
+        except BaseException:
+            # What failed is what is told; where even this fails, a sweep takes the rest.
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
+            raise
+        partial.unlink(missing_ok=True)
 
     # --- what is there ------------------------------------------------------------------------------------------------
 
@@ -439,7 +460,7 @@ class FileSystemLts:
         self.check_marker()
         found = Survey()
         folder = self._root / dataset
-        if (folder / TAG_MANIFEST).exists():
+        if self._is_there(folder / TAG_MANIFEST):
             found.complete = True
             found.plan_id = read_bag_info(self._small(folder / "bag-info.txt")).get("Archiver-Plan", "")
             if found.plan_id == plan_id:
@@ -450,9 +471,13 @@ class FileSystemLts:
             if self._is_of(dataset, name, manifest, plan_id):
                 found.reusable.append(int(name.split(".")[0]))
             else:
-                self.condemn(dataset, f"data/{manifest}", "of another plan")
-                self.condemn(dataset, f"data/{name}", "of another plan")
+                # The manifest last: a datablock without one would count as unverified, and be removed.
+                self.condemn(dataset, f"data/{name}", "of another plan, or its manifest cannot be read")
+                self.condemn(dataset, f"data/{manifest}", "of another plan, or cannot be read")
                 found.superseded += 1
+        for manifest in self._names(dataset):
+            if (match := _MANIFEST.fullmatch(manifest)) and int(match[1]) not in found.reusable:
+                self.condemn(dataset, f"data/{manifest}", "its datablock is gone")
         found.reusable.sort()
         return found
 
@@ -469,8 +494,8 @@ class FileSystemLts:
     def _verified(self, dataset: str) -> list[tuple[str, str]]:
         names = self._names(dataset)
         manifests = {match[1]: name for name in names if (match := _MANIFEST.fullmatch(name))}
-        blocks = {match[1]: name for name in names if (match := _DATABLOCK.fullmatch(name))}
-        return [(blocks[n], manifests[n]) for n in blocks if n in manifests]
+        blocks = [(match[1], name) for name in names if (match := _DATABLOCK.fullmatch(name))]
+        return [(name, manifests[n]) for n, name in blocks if n in manifests]
 
     def _names(self, dataset: str) -> list[str]:
         with self._faults(dataset):
@@ -483,53 +508,65 @@ class FileSystemLts:
         """As ``Lts``. Never touches a complete bag, a verified datablock, or anything that is not ours by name."""
         self.check_marker()
         folder = self._root / dataset
-        if (folder / TAG_MANIFEST).exists():
+        if self._is_there(folder / TAG_MANIFEST):
             return 0
         kept = {name for pair in self._verified(dataset) for name in pair}
         removed = 0
         with self._faults(dataset):
             for name in self._names(dataset):
-                ours = (name.startswith(".") and name.endswith(".partial")) or _DATABLOCK.fullmatch(name)
+                ours = _PARTIAL.fullmatch(name) or _DATABLOCK.fullmatch(name)
                 if ours and name not in kept:
                     (folder / "data" / name).unlink(missing_ok=True)
                     removed += 1
             for draft in folder.glob(".*.partial"):
-                draft.unlink(missing_ok=True)
-                removed += 1
-            # Folders that hold nothing any more; rmdir refuses others.
-            for empty in (folder / "data", folder, folder.parent):
-                if empty != self._root and empty.is_dir() and not any(empty.iterdir()):
-                    empty.rmdir()
+                if _TAG_PARTIAL.fullmatch(draft.name):
+                    draft.unlink(missing_ok=True)
+                    removed += 1
+        # Folders that hold nothing any more; rmdir refuses others. What lies above is shared with other datasets, which
+        # may be making their folders at this moment.
+        for empty in (folder / "data", folder):
+            with suppress(OSError):
+                empty.rmdir()
         return removed
 
     def condemn(self, dataset: str, name: str, reason: str) -> None:
-        """As ``Lts``: renamed into ``.archiver/condemned``, with the reason beside it. A file that is gone is no error."""
+        """As ``Lts``: renamed into ``.archiver/condemned``, with the reason beside it. A file that is gone is no error.
+
+        The reason is written first, so that no file lies there without one.
+        """
         self.check_marker()
         source = self._root / dataset / name
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%f")
         target = self._condemned / f"{stamp}.{quote(f'{dataset}/{name}', safe='')[-180:]}"
+        if not self._is_there(source):
+            return
+        why = target.with_name(target.name + ".why.json")
         with self._faults(str(source)):
-            self._condemned.mkdir(parents=True, exist_ok=True)
+            self._make_directories(self._condemned)
             try:
+                note = {"was": f"{dataset}/{name}", "reason": reason, "when": stamp}
+                self._write_small(why, json.dumps(note).encode())
                 source.rename(target)
-            except FileNotFoundError:
-                return
-            note = {"was": f"{dataset}/{name}", "reason": reason, "when": stamp}
-            self._write_file(target.with_name(target.name + ".why.json"), json.dumps(note).encode())
+            except BaseException as error:
+                with suppress(OSError):
+                    why.unlink(missing_ok=True)
+                if isinstance(error, FileNotFoundError):
+                    return
+                raise
             self._sync_directory(self._condemned)
             self._sync_directory(source.parent)
 
     # --- directories and faults -----------------------------------------------------------------------------------------
 
     def _make_directories(self, folder: Path) -> None:
-        """Make ``folder`` and its missing parents below the root, each durable in its parent."""
-        missing = []
-        while folder != self._root and not folder.is_dir():
-            missing.append(folder)
+        """Make ``folder`` and its parents below the root, each durable in its parent.
+
+        Also one that is there: who made it may have died, or not come so far, before it was durable.
+        """
+        while folder != self._root:
+            folder.mkdir(parents=True, exist_ok=True)
             folder = folder.parent
-        for made in reversed(missing):
-            made.mkdir(exist_ok=True)
-            self._sync_directory(made.parent)
+            self._sync_directory(folder)
 
     @staticmethod
     def _sync_directory(folder: Path) -> None:
@@ -538,6 +575,10 @@ class FileSystemLts:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+    def _is_there(self, path: Path) -> bool:
+        with self._faults(str(path)):
+            return path.exists()
 
     @contextmanager
     def _faults(self, where: str) -> Iterator[None]:

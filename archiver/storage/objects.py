@@ -6,6 +6,7 @@ lengths nor checksums are trusted to a library (M8): lengths are counted here, c
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -21,6 +22,7 @@ import boto3
 import obstore
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
+from botocore.parsers import ResponseParserError
 from obstore import exceptions as obstore_errors
 from obstore.store import S3Store
 
@@ -42,6 +44,8 @@ PUT_CONCURRENCY = 2
 THREADS = 16
 RETRY_SECONDS = 60
 """How long one request is retried here; Temporal retries the rest."""
+DIGEST = "sha256"
+"""Metadata of the small objects that we put: the SHA-256 of their bytes, which no store or library compares (M8)."""
 
 
 @dataclass(frozen=True)
@@ -140,8 +144,11 @@ class Bucket:
 
     def abort_uploads(self, prefix: str) -> int:
         """Abort them; returns how many."""
+        return self._abort(self.open_uploads(prefix))
+
+    def _abort(self, uploads: Iterable[OpenUpload]) -> int:
         aborted = 0
-        for upload in [*self.open_uploads(prefix)]:
+        for upload in [*uploads]:
             with self._boto_faults(upload.key):
                 try:
                     self.boto.abort_multipart_upload(Bucket=self.name, Key=upload.key, UploadId=upload.upload_id)
@@ -167,21 +174,47 @@ class Bucket:
     # --- data plane: obstore ----------------------------------------------------------------------------------------
 
     def get(self, key: str) -> bytes | None:
-        """A small object whole, or None if there is none."""
+        """A small object whole, or None if there is none. Its bytes are those that ``put`` was given, or a fault."""
+        found = self._get(key) if plain_key(key) else self._get_boto(key)
+        if found is None:
+            return None
+        data, digest = found
+        if digest and digest != hashlib.sha256(data).hexdigest():
+            raise self._side(
+                f"object {key[:200]!a} in bucket {self.name} does not read as it was written",
+                expected=f"SHA-256 {digest}",
+                found=f"SHA-256 {hashlib.sha256(data).hexdigest()} of {len(data)} B",
+                next_step="retried; if it lasts, look at the S3 server's disks and memory",
+            )
+        return data
+
+    def _get(self, key: str) -> tuple[bytes, str | None] | None:
         with self._obstore_faults(key):
             try:
-                return bytes(obstore.get(self._store, key).bytes())
+                answer = obstore.get(self._store, key)
+                return bytes(answer.bytes()), answer.attributes.get(DIGEST)
             except (obstore_errors.NotFoundError, FileNotFoundError):
                 return None
 
+    def _get_boto(self, key: str) -> tuple[bytes, str | None] | None:
+        with self._boto_faults(key):
+            try:
+                answer = self.boto.get_object(Bucket=self.name, Key=key)
+                return answer["Body"].read(), answer["Metadata"].get(DIGEST)
+            except ClientError as error:
+                if error.response["Error"]["Code"] in ("404", "NoSuchKey"):
+                    return None
+                raise
+
     def put(self, key: str, data: bytes) -> None:
         """A small object whole; replaces what was there."""
+        digest = {DIGEST: hashlib.sha256(data).hexdigest()}
         if plain_key(key):
             with self._obstore_faults(key):
-                obstore.put(self._store, key, data, use_multipart=False)
+                obstore.put(self._store, key, data, use_multipart=False, attributes=digest)
             return
         with self._boto_faults(key):
-            self.boto.put_object(Bucket=self.name, Key=key, Body=data)
+            self.boto.put_object(Bucket=self.name, Key=key, Body=data, Metadata=digest)
 
     def put_stream(self, key: str, chunks: Iterable[bytes], *, size_hint: int = 0) -> None:
         """Upload a stream in parts; whole or not at all. What ``chunks`` raises is raised, and nothing stays behind."""
@@ -197,6 +230,13 @@ class Bucket:
         else:
             self.put(key, b"".join(first))
             return
+        if not plain_key(key):
+            raise self._side(
+                f"object {key[:200]!a} in bucket {self.name} cannot be uploaded in parts",
+                expected="a key without empty, '.' or '..' segments and control characters",
+                next_step="choose another key",
+                retryable=False,
+            )
         failed: list[BaseException] = []
 
         def body() -> Iterator[bytes]:
@@ -278,7 +318,8 @@ class Bucket:
                     pass
                 fill()
         finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+            # Not waited for: whoever stops is not to hang with a server that hangs.
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def _read_part(self, key: str, size: int, version: str, start: int, length: int) -> Buffer:
         if not plain_key(key):
@@ -370,7 +411,7 @@ class Bucket:
     def _abort_quietly(self, key: str) -> None:
         """After a failed upload: the upload's own error is the one to tell, and a sweep takes what this leaves."""
         try:
-            self.abort_uploads(key)
+            self._abort(upload for upload in self.open_uploads(key) if upload.key == key)
         except SystemFault:
             pass
 
@@ -390,6 +431,8 @@ class Bucket:
         except ClientError as error:
             code = error.response["Error"].get("Code", "?")
             raise self._fault(key, f"the server answers {code}", error) from None
+        except ResponseParserError as error:
+            raise self._fault(key, "the server's answer is not S3's", error) from None
         except BotoCoreError as error:
             raise self._fault(key, "the server does not answer", error) from None
 
