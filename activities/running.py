@@ -33,6 +33,9 @@ BEAT_SECONDS = 0.25
 CALL_BEAT_SECONDS = 10.0
 """Beat of asynchronous activities, whose every wait has a time limit of its own."""
 
+_said: contextvars.ContextVar[list[m.Heartbeat]] = contextvars.ContextVar("said")
+"""What an asynchronous activity said last, to be said again until there is more."""
+
 logger = logging.getLogger("archiver.activities")
 
 
@@ -83,11 +86,39 @@ def told_async(function: Callable[P, Awaitable[R]]) -> Callable[P, Awaitable[R]]
     @functools.wraps(function)
     async def run(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            return await function(*args, **kwargs)
+            async with _heard():
+                return await function(*args, **kwargs)
         except Exception as error:  # noqa: BLE001  the one place where the domain's errors meet Temporal
             raise failure(error, args[-1] if args else None) from None
+        except asyncio.CancelledError:
+            details = activity.cancellation_details()
+            if details is None or details.cancel_requested:
+                raise
+            # The SDK would call it cancelled, and the workflow would take that for somebody's wish.
+            raise ApplicationError("stopped by the worker's shutdown, to be taken up again", type="Stopped") from None
 
     return run
+
+
+@asynccontextmanager
+async def _heard() -> AsyncIterator[None]:
+    """Heartbeats of a call that lasts, so that its worker's death is seen at once; a short call sends none."""
+
+    said: list[m.Heartbeat] = []
+    _said.set(said)
+    limit = activity.info().heartbeat_timeout
+    pause = min(CALL_BEAT_SECONDS, limit.total_seconds() / 3) if limit else CALL_BEAT_SECONDS
+
+    async def beat() -> None:
+        while True:
+            await asyncio.sleep(pause)
+            activity.heartbeat(*said)
+
+    task = asyncio.create_task(beat())
+    try:
+        yield
+    finally:
+        task.cancel()
 
 
 async def in_thread(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
@@ -151,6 +182,7 @@ class Beat:
         if self._loop is None:
             self._context.run(activity.heartbeat, beat)
         else:
+            self._context[_said][:] = [beat]
             self._loop.call_soon_threadsafe(activity.heartbeat, beat, context=self._context.copy())
         if self._context.run(activity.is_cancelled):
             raise Stopped("told to stop by a cancel or by the worker's shutdown")
@@ -158,24 +190,13 @@ class Beat:
 
 @asynccontextmanager
 async def beating(note: str = "") -> AsyncIterator[Callable[..., None]]:
-    """Heartbeats while an asynchronous activity makes calls that each have a time limit; yields a way to say more."""
-    current = m.Heartbeat(note=note)
+    """What an asynchronous activity of many calls does: said now, and again until there is more; yields a way to say it."""
+    said = _said.get()
 
     def say(**fields: object) -> None:
-        nonlocal current
-        current = current.model_copy(update=fields)
-        activity.heartbeat(current)
+        said[:] = [said[0].model_copy(update=fields)]
+        activity.heartbeat(*said)
 
-    limit = activity.info().heartbeat_timeout
-    pause = min(CALL_BEAT_SECONDS, limit.total_seconds() / 3 if limit else CALL_BEAT_SECONDS)
-
-    async def beat() -> None:
-        while True:
-            activity.heartbeat(current)
-            await asyncio.sleep(pause)
-
-    task = asyncio.create_task(beat())
-    try:
-        yield say
-    finally:
-        task.cancel()
+    said[:] = [m.Heartbeat(note=note)]
+    say()
+    yield say

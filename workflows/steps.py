@@ -102,14 +102,14 @@ CALL = timedelta(minutes=5)
 
 # fmt: off
 # --- catalogue: every SciCat call -------------------------------------------------------------------------------------
-BEGIN_JOB = Step[m.BeginJobRequest, m.BeginJobResult]("begin-job", CATALOGUE, m.BeginJobResult, CALL)
-READ_JOB_PAGE = Step[m.PageRequest, m.PageResult]("read-job-page", CATALOGUE, m.PageResult, CALL)
-FINISH_JOB = Step[m.FinishJobRequest, m.FinishJobResult]("finish-job", CATALOGUE, m.FinishJobResult, CALL, never_gives_up=True)
-BEGIN_DATASET = Step[m.BeginDatasetRequest, m.BeginDatasetResult]("begin-dataset", CATALOGUE, m.BeginDatasetResult, CALL)
+BEGIN_JOB = Step[m.BeginJobRequest, m.BeginJobResult]("begin-job", CATALOGUE, m.BeginJobResult, CALL, heartbeats=True)
+READ_JOB_PAGE = Step[m.PageRequest, m.PageResult]("read-job-page", CATALOGUE, m.PageResult, CALL, heartbeats=True)
+FINISH_JOB = Step[m.FinishJobRequest, m.FinishJobResult]("finish-job", CATALOGUE, m.FinishJobResult, CALL, heartbeats=True, never_gives_up=True)
+BEGIN_DATASET = Step[m.BeginDatasetRequest, m.BeginDatasetResult]("begin-dataset", CATALOGUE, m.BeginDatasetResult, CALL, heartbeats=True)
 READ_ORIGDATABLOCKS = Step[m.PidRequest, m.ListingResult]("read-origdatablocks", CATALOGUE, m.ListingResult, 6 * HOUR, heartbeats=True)
 REGISTER = Step[m.DatasetRef, m.RegisterResult]("register-datablocks", CATALOGUE, m.RegisterResult, 24 * HOUR, heartbeats=True)
-FINISH_DATASET = Step[m.FinishDatasetRequest, m.Done]("finish-dataset", CATALOGUE, m.Done, CALL, never_gives_up=True)
-FAIL_DATASET = Step[m.FailDatasetRequest, m.Done]("fail-dataset", CATALOGUE, m.Done, CALL, never_gives_up=True)
+FINISH_DATASET = Step[m.FinishDatasetRequest, m.Done]("finish-dataset", CATALOGUE, m.Done, CALL, heartbeats=True, never_gives_up=True)
+FAIL_DATASET = Step[m.FailDatasetRequest, m.Done]("fail-dataset", CATALOGUE, m.Done, CALL, heartbeats=True, never_gives_up=True)
 
 # --- pack: plan, pack, clean up ---------------------------------------------------------------------------------------
 PLAN = Step[m.PlanRequest, m.PlanResult]("plan-dataset", PACK_QUEUE, m.PlanResult, 12 * HOUR, heartbeats=True)
