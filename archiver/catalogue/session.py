@@ -87,8 +87,8 @@ class Session:
         SciCat does not refuse a token that is bad or expired: it takes the caller for anonymous (contract 4).
         """
         for last in (False, True):
-            token = await self._valid_token()
             _, answer = await self.read("GET", "/api/v3/auth/whoami", empty_ok=True)
+            token = self._token
             if isinstance(answer, dict):
                 return answer
             if last or self._settings.token is not None:
@@ -214,7 +214,9 @@ class Session:
         except (ValueError, RecursionError):
             text = data[:4096].decode("utf-8", "replace")
             if response.is_success:
-                raise self.fault(f"SciCat's answer to {method} {path} is no JSON", "JSON", repr(text)) from None
+                raise self.fault(
+                    f"SciCat's answer to {method} {path} is no JSON", "JSON", repr(self.hidden(text))
+                ) from None
             return response.status_code, text
 
     async def _valid_token(self) -> str:
@@ -280,7 +282,8 @@ class Session:
         password = self._settings.password
         for secret in (self._token, *self._old_tokens, password.get_secret_value() if password else ""):
             if secret:
-                for said in (secret, json.dumps(secret)[1:-1], repr(secret)[1:-1], quote(secret, safe="")):
+                escaped = (json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1], repr(secret)[1:-1])
+                for said in (secret, *escaped, quote(secret, safe="")):
                     text = text.replace(said, "***")
         return text.encode("utf-8", "replace").decode()
 
