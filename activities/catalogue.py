@@ -107,7 +107,7 @@ class CatalogueActivities:
         code, message = verdict(request)
         result = payloads.job_result(message, request)
         with _until_told():
-            told = await self._scicat.job(request.job_id)
+            told = await self._scicat.job(request.job_id, lists=False)
             if told.status_code == code == FINISHED_WELL and request.counts.archived == 0:
                 return m.FinishJobResult(status_code=code, message=message)
             await self._scicat.update_job(request.job_id, payloads.job_update(code, message, result))

@@ -59,8 +59,11 @@ class SciCat:
 
     # --- jobs ---------------------------------------------------------------------------------------------------------
 
-    async def job(self, job_id: str) -> Job:
-        """A job by its id. Raises ``UnknownJob`` if SciCat knows none (it says 400, contract 1.2)."""
+    async def job(self, job_id: str, *, lists: bool = True) -> Job:
+        """A job by its id. Raises ``UnknownJob`` if SciCat knows none (it says 400, contract 1.2).
+
+        Without ``lists`` its dataset list is left out, so that a job whose list cannot be read can be told so.
+        """
         status, body = await self._session.read("GET", f"/api/v4/jobs/{_segment(job_id)}", allow=(400, 404))
         if status != 200:
             if not isinstance(body, dict) or no_route(body):
@@ -71,7 +74,7 @@ class SciCat:
                 found=self._session.hidden(words(body))[:200] or f"status {status}",
                 next_step="check the id, and the rights of the archiver's account",
             )
-        job = Job.read(self._object(body, f"job {job_id}"))
+        job = Job.read(self._object(body, f"job {job_id}"), lists=lists)
         if job.id != job_id:
             raise self._session.fault(f"SciCat's answer is not job {job_id}", job_id, job.id or "another document")
         return job
@@ -103,7 +106,7 @@ class SciCat:
         another write (contract 9.1).
         """
         path = f"/api/v4/jobs/{_segment(job_id)}"
-        if payloads.job_says(await self.job(job_id), payload):
+        if payloads.job_says(await self.job(job_id, lists=False), payload):
             return False
         for attempt in range(QUICK_TRIES):
             try:
@@ -112,7 +115,7 @@ class SciCat:
             except CatalogueFault as error:
                 fault = error
             # Also after a 400: an update action can fail after the job was saved (contract 9.1).
-            if payloads.job_says(await self.job(job_id), payload):
+            if payloads.job_says(await self.job(job_id, lists=False), payload):
                 return True
             if not fault.retryable or attempt == QUICK_TRIES - 1:
                 break

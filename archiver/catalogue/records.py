@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from archiver.datablock.files import CatalogueFile
 from archiver.errors import CatalogueRecordInvalid
 
 MAX_SAFE_INTEGER = 2**53
 """Above it SciCat loses precision silently (contract 3.1)."""
+
+
+def _unicode(text: str) -> str:
+    text.encode()
+    return text
+
+
+Text = Annotated[str, AfterValidator(_unicode)]
+"""A text that can be said in UTF-8: JSON can write halves of characters, which no message of ours could carry."""
 
 
 class Record(BaseModel):
@@ -30,25 +39,25 @@ class Record(BaseModel):
 class JobDataset(Record):
     """An entry of a job's dataset list; ``files`` empty: the whole dataset."""
 
-    pid: str
-    files: list[str] = []
+    pid: Text
+    files: list[Text] = []
 
 
 class Job(Record):
     """A job, from its v4 or v3 shape."""
 
-    id: str
-    type: str
-    status_code: str = ""
-    status_message: str = ""
+    id: Text
+    type: Text
+    status_code: Text = ""
+    status_message: Text = ""
     datasets: list[JobDataset] = []
     has_list: bool = False
     params: dict[str, Any] = {}
     result: dict[str, Any] = {}
 
     @classmethod
-    def read(cls, document: dict[str, Any]) -> Job:
-        """Raises ``CatalogueRecordInvalid`` if it is no job."""
+    def read(cls, document: dict[str, Any], *, lists: bool = True) -> Job:
+        """Without ``lists`` the dataset list is left out. Raises ``CatalogueRecordInvalid`` if it is no job."""
         params = document.get("jobParams")
         params = params if isinstance(params, dict) else {}
         listed = params.get("datasetList", document.get("datasetList"))
@@ -58,7 +67,7 @@ class Job(Record):
                 type=document.get("type") or "",
                 status_code=document.get("statusCode") or document.get("jobStatusMessage") or "",
                 status_message=document.get("statusMessage") or "",
-                datasets=listed or [],
+                datasets=(listed or []) if lists else [],
                 has_list=listed is not None,
                 params=params,
                 result=document.get("jobResultObject") or {},
@@ -72,19 +81,19 @@ class Lifecycle(Record):
 
     archivable: bool = True
     retrievable: bool = False
-    archive_status_message: str = Field("", alias="archiveStatusMessage")
+    archive_status_message: Text = Field("", alias="archiveStatusMessage")
     archive_return_message: Any = Field(None, alias="archiveReturnMessage")
-    storage_location: str | None = Field(None, alias="storageLocation")
+    storage_location: Text | None = Field(None, alias="storageLocation")
 
 
 class Dataset(Record):
     """A dataset; ``raw`` is the whole document."""
 
-    pid: str
-    owner_group: str | None = Field(None, alias="ownerGroup")
-    access_groups: list[str] = Field(default_factory=list, alias="accessGroups")
-    instrument_group: str | None = Field(None, alias="instrumentGroup")
-    source_folder: str | None = Field(None, alias="sourceFolder")
+    pid: Text
+    owner_group: Text | None = Field(None, alias="ownerGroup")
+    access_groups: list[Text] = Field(default_factory=list, alias="accessGroups")
+    instrument_group: Text | None = Field(None, alias="instrumentGroup")
+    source_folder: Text | None = Field(None, alias="sourceFolder")
     number_of_files: int | None = Field(None, alias="numberOfFiles")
     size: int | None = None
     packed_size: int | None = Field(None, alias="packedSize")
@@ -111,12 +120,12 @@ class Dataset(Record):
 class Datablock(Record):
     """A datablock as registered, without its files."""
 
-    id: str = Field(alias="_id")
-    archive_id: str = Field(alias="archiveId")
-    dataset: str = Field("", alias="datasetId")
+    id: Text = Field(alias="_id")
+    archive_id: Text = Field(alias="archiveId")
+    dataset: Text = Field("", alias="datasetId")
     size: int
     packed_size: int = Field(alias="packedSize")
-    version: str = ""
+    version: Text = ""
     files: int = 0
 
     @classmethod
@@ -132,9 +141,9 @@ class Datablock(Record):
 class OrigDatablock(Record):
     """A block of a dataset's source files, as it came."""
 
-    id: str = Field(alias="_id")
-    dataset: str = Field("", alias="datasetId")
-    chk_alg: str | None = Field(None, alias="chkAlg")
+    id: Text = Field(alias="_id")
+    dataset: Text = Field("", alias="datasetId")
+    chk_alg: Text | None = Field(None, alias="chkAlg")
     files: list[Any] = Field(default_factory=list, alias="dataFileList")
 
     @classmethod

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -169,7 +170,7 @@ class System:
 
     # --- datasets and jobs, as users make them ------------------------------------------------------------------------
 
-    @property
+    @cached_property
     def boto(self) -> Any:
         """A plain S3 client, nothing of ours."""
         s3 = self._s3
@@ -237,7 +238,7 @@ class System:
     async def job(self, *pids: str, **more: Any) -> str:
         """A SciCat job of type archive, in v4 shape; returns its id."""
         listed = [{"pid": pid, "files": []} for pid in pids]
-        body = {"type": "archive", "ownerGroup": "p1", "jobParams": {"datasetList": listed}, **more}
+        body = {"type": "archive", "ownerGroup": "p1", "jobParams": {"datasetList": listed} if pids else {}, **more}
         return str(self.created(await self.http.post("/api/v4/jobs", json=body))["id"])
 
     async def start_job(self, job_id: str, pids: list[str] | None = None) -> WorkflowHandle[Any, m.ArchiveJobResult]:
