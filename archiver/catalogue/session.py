@@ -125,7 +125,7 @@ class Session:
                         if fault.retryable:
                             raise _Passing(fault) from None
                         raise
-                    if body is None and not empty_ok:
+                    if body is None and status < 300 and not empty_ok:
                         raise _Passing(self.fault(f"SciCat's answer to {path} is empty", "JSON", "nothing"))
                     return status, body
         except _Passing as passing:
