@@ -26,6 +26,7 @@ class PackActivities:
     def __init__(self, settings: Settings, staging: Bucket) -> None:
         self._settings = settings
         self._staging = staging
+        self._buckets: dict[str, Bucket] = {}
 
     @activity.defn(name="plan-dataset", no_thread_cancel_exception=True)
     @told
@@ -142,7 +143,8 @@ class PackActivities:
         return StagingKeys(self._settings.staging.prefix, pid)
 
     def _landing(self, source: dict[str, str]) -> Landing:
-        return open_landing(self._settings.landing.url_template, self._settings.landing.s3 or self._settings.s3, source)
+        landing = self._settings.landing
+        return open_landing(landing.url_template, landing.s3 or self._settings.s3, source, buckets=self._buckets)
 
     def _needed(self, key: str) -> bytes:
         data = self._staging.get(key)

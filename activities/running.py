@@ -141,7 +141,6 @@ class Beat:
         self._loop = loop
         self._context = contextvars.copy_context()
         self._lock = threading.Lock()
-        self._due = 0.0
         self._done = 0
         self._files = 0
         self._note = ""
@@ -149,7 +148,8 @@ class Beat:
         limit = activity.info().heartbeat_timeout
         self._limit = limit.total_seconds() if limit else None
         self._heard = time.monotonic()
-        self._send(self._heard)
+        # What ends before its first beat is due costs the server no call.
+        self._due = self._heard + BEAT_SECONDS
 
     def advance(self, size_bytes: int = 0, files: int = 0) -> None:
         """Count; tell the server when due. Raises ``Stopped`` if the activity is to end."""
@@ -167,7 +167,8 @@ class Beat:
             self._note = text
             now = time.monotonic()
             self._stood_still(now)
-            self._send(now)
+            if now >= self._due:
+                self._send(now)
 
     def _stood_still(self, now: float) -> None:
         """Stop an attempt that said nothing for so long that another has taken its place: it may change nothing more."""
@@ -190,13 +191,16 @@ class Beat:
 
 @asynccontextmanager
 async def beating(note: str = "") -> AsyncIterator[Callable[..., None]]:
-    """What an asynchronous activity of many calls does: said now, and again until there is more; yields a way to say it."""
+    """What an asynchronous activity of many calls does: said when due, and again until there is more; yields how."""
     said = _said.get()
+    due = time.monotonic() + BEAT_SECONDS
 
     def say(**fields: object) -> None:
+        nonlocal due
         said[:] = [said[0].model_copy(update=fields)]
-        activity.heartbeat(*said)
+        if (now := time.monotonic()) >= due:
+            due = now + BEAT_SECONDS
+            activity.heartbeat(*said)
 
     said[:] = [m.Heartbeat(note=note)]
-    say()
     yield say

@@ -31,8 +31,12 @@ class Landing(Protocol):
         """Remove exactly these files, each only if it is still what was planned; returns how many."""
 
 
-def open_landing(template: str, s3: S3Settings, fields: Mapping[str, str]) -> Landing:
+def open_landing(
+    template: str, s3: S3Settings, fields: Mapping[str, str], *, buckets: dict[str, Bucket] | None = None
+) -> Landing:
     """The landing zone of the dataset whose catalogue record gave ``fields``. Nothing is connected yet.
+
+    ``buckets`` keeps them, by name, for the next dataset: to make a client takes 0.3 s.
 
     Raises ``CatalogueRecordInvalid`` if the template names a field that the record does not have, or a source folder
     that is no path of its own where the template needs one.
@@ -51,9 +55,9 @@ def open_landing(template: str, s3: S3Settings, fields: Mapping[str, str]) -> La
         return DirectoryLanding(fixed.removeprefix("file://"), filled, fields)
     parts = urlsplit(template)
     prefix = url.removeprefix(f"s3://{parts.netloc}/")
-    return S3Landing(
-        Bucket(parts.netloc, s3, SourceFault), prefix if prefix.endswith("/") or not prefix else prefix + "/"
-    )
+    buckets = {} if buckets is None else buckets
+    bucket = buckets.setdefault(parts.netloc, Bucket(parts.netloc, s3, SourceFault))
+    return S3Landing(bucket, prefix if prefix.endswith("/") or not prefix else prefix + "/")
 
 
 def _unnamed(template: str, fields: Mapping[str, str], expected: str, found: str) -> CatalogueRecordInvalid:
