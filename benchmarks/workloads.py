@@ -93,7 +93,17 @@ class Facility:
 
     async def dataset(self, workload: Workload) -> str:
         """A dataset of this workload; returns its pid. The catalogue gives no checksums, as most do."""
-        record = {"ownerGroup": "bench", "type": "raw", "sourceFolder": "/bench", "datasetName": workload.name}
+        record = {
+            "type": "raw",
+            "ownerGroup": "bench",
+            "owner": "A Person",
+            "contactEmail": "person@example.org",
+            "sourceFolder": "/bench",
+            "creationTime": TIME,
+            "creationLocation": "here",
+            "principalInvestigator": "A Person",
+            "datasetName": workload.name,
+        }
         pid = str((await self.http.post("/api/v3/datasets", json=record)).raise_for_status().json()["pid"])
         paths = workload.paths()
         for start in range(0, len(paths), FILES_PER_BLOCK):

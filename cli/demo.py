@@ -89,7 +89,17 @@ class _Demo:
         account = {"username": self.info["scicat_user"], "password": self.info["scicat_password"]}
         answer = await scicat.post("/api/v3/auth/login", json=account)
         scicat.headers["Authorization"] = f"Bearer {answer.json()['access_token']}"
-        record = {"ownerGroup": "demo", "type": "raw", "sourceFolder": "/demo", "datasetName": "archiver demo"}
+        record = {
+            "type": "raw",
+            "ownerGroup": "demo",
+            "owner": "A Person",
+            "contactEmail": "person@example.org",
+            "sourceFolder": "/demo",
+            "creationTime": "2026-01-01T12:00:00.000Z",
+            "creationLocation": "here",
+            "principalInvestigator": "A Person",
+            "datasetName": "archiver demo",
+        }
         sample.pid = _created(await scicat.post("/api/v3/datasets", json=record))["pid"]
         s3 = self.settings.s3
         client = boto3.session.Session().client(

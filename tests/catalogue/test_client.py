@@ -18,7 +18,7 @@ from archiver.catalogue.session import QUICK_TRIES
 from archiver.catalogue.standin.app import Account, Fault, StandInSettings
 from archiver.errors import ArchiverError, CatalogueFault, CatalogueRecordInvalid, UnknownJob
 from cli.servers import free_port
-from tests.catalogue.place import ADMIN, PASSWORD, Break, Place, answering, at, datablock, job, scicat_settings
+from tests.catalogue.place import ADMIN, PASSWORD, Break, Place, answering, at, datablock, job, record, scicat_settings
 from tests.pipeline.system import StandInServer
 
 BLOCKS = 123
@@ -470,7 +470,7 @@ async def test_a_write_whose_answer_comes_too_late_is_read_back_and_not_repeated
     served: tuple[StandInServer, SciCat, httpx.AsyncClient],
 ) -> None:
     server, scicat, user = served
-    made = await user.post("/api/v3/datasets", json={"ownerGroup": "p1", "type": "raw"})
+    made = await user.post("/api/v3/datasets", json=record())
     pid = made.json()["pid"]
     job_id = (await user.post("/api/v4/jobs", json=job(pid))).json()["id"]
     server.standin.faults.append(Fault("POST", "/datablocks", execute=True, hang_seconds=1.5))

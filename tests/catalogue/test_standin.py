@@ -515,7 +515,15 @@ async def test_a_dataset_has_single_values_in_v3_and_lists_in_v4(place: Place) -
 
 
 @pytest.mark.parametrize(
-    "change", [{"colour": "red"}, {"ownerGroup": None}, {"numberOfFiles": "5"}, {"accessGroups": "a"}]
+    "change",
+    [
+        {"colour": "red"},
+        {"ownerGroup": None},
+        {"contactEmail": None},
+        {"type": None},
+        {"numberOfFiles": "5"},
+        {"accessGroups": "a"},
+    ],
 )
 async def test_a_dataset_with_unknown_or_wrong_fields_is_a_400(place: Place, change: dict[str, Any]) -> None:
     assert (await place.ask("POST", "/api/v3/datasets", record(**change))).status_code == 400

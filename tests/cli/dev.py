@@ -125,7 +125,17 @@ class Dev:
             config=Config(s3={"addressing_style": "path"}),
         )
         with self.scicat() as scicat:
-            record = {"ownerGroup": "g1", "type": "raw", "sourceFolder": "/data", "datasetName": "test"}
+            record = {
+                "type": "raw",
+                "ownerGroup": "g1",
+                "owner": "A Person",
+                "contactEmail": "person@example.org",
+                "sourceFolder": "/data",
+                "creationTime": "2026-01-01T12:00:00.000Z",
+                "creationLocation": "here",
+                "principalInvestigator": "A Person",
+                "datasetName": "test",
+            }
             pid = str(scicat.post("/api/v3/datasets", json=record).raise_for_status().json()["pid"])
             for path, data in files.items():
                 s3.put_object(Bucket=info["buckets"]["landing"], Key=f"{pid}/{path}", Body=data)

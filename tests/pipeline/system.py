@@ -211,7 +211,18 @@ class System:
         ``listed`` are the catalogue's entries, where they are not those of ``files``; ``landed=False`` puts no file;
         ``more`` are further fields of the dataset's record; ``algorithm`` is the origdatablocks' chkAlg.
         """
-        record = {"ownerGroup": group, "type": "raw", "sourceFolder": "/none", "datasetName": "test", **(more or {})}
+        record = {
+            "type": "raw",
+            "ownerGroup": group,
+            "owner": "A Person",
+            "contactEmail": "person@example.org",
+            "sourceFolder": "/none",
+            "creationTime": TIME,
+            "creationLocation": "here",
+            "principalInvestigator": "A Person",
+            "datasetName": "test",
+            **(more or {}),
+        }
         if pid is not None:
             record["pid"] = pid
         pid = str(self.created(await self.http.post("/api/v3/datasets", json=record))["pid"])

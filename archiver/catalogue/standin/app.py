@@ -23,6 +23,8 @@ from starlette.routing import Route
 
 from archiver.catalogue.standin.schema import (
     LIFECYCLE_DEFAULTS,
+    NEEDED,
+    NEEDED_RAW,
     PLURALS,
     Problem,
     bad,
@@ -358,7 +360,10 @@ async def create_dataset(app: StandIn, request: Request, body: Any) -> tuple[int
         raise forbidden()
     v4 = request.path_params["version"] == "v4"
     more = {"pid": str, "type": str} | ({} if v4 else {"version": str, "investigator": str})
-    given = check(body, needed={"ownerGroup": str}, optional=dataset_fields(v4=v4) | more)
+    kinds = dataset_fields(v4=v4) | more
+    raw = NEEDED_RAW if not v4 and isinstance(body, dict) and body.get("type") == "raw" else ()
+    needed = {name: kinds[name] for name in (*NEEDED[v4], *raw)}
+    given = check(body, needed=needed, optional=kinds)
     if not account.admin and (given["ownerGroup"] not in account.groups or given.get("pid")):
         raise forbidden()
     for single, plural in PLURALS.items():

@@ -89,6 +89,13 @@ PLURALS = {
 """Fields of a dataset that are one value in v3 and a list in v4, as SciCat stores them."""
 
 
+_ALWAYS = ("ownerGroup", "contactEmail", "sourceFolder", "creationTime", "datasetName", "type")
+NEEDED = {True: _ALWAYS, False: (*_ALWAYS, "owner")}
+"""Fields without which no dataset is made, in v4 and not."""
+NEEDED_RAW = ("principalInvestigator", "creationLocation")
+"""And no raw one in v3."""
+
+
 def dataset_fields(*, v4: bool) -> dict[str, Any]:
     """What a dataset's DTO knows, beside what only ``create`` may give."""
     kinds: dict[str, Any] = {name: _KINDS.get(name, object) for name in _DATASET}
