@@ -7,6 +7,7 @@ lengths nor checksums are trusted to a library (M8): lengths are counted here, c
 from __future__ import annotations
 
 import hashlib
+import re
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -14,7 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
@@ -44,6 +45,9 @@ PUT_CONCURRENCY = 2
 THREADS = 16
 RETRY_SECONDS = 60
 """How long one request is retried here; Temporal retries the rest."""
+ATTEMPTS = 4
+"""The same for boto3, which counts."""
+_NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
 DIGEST = "sha256"
 """Metadata of the small objects that we put: the SHA-256 of their bytes, which no store or library compares (M8)."""
 
@@ -80,6 +84,16 @@ def plain_key(key: str) -> bool:
     )
 
 
+_making = threading.Lock()
+"""Sessions may not make two clients at once."""
+
+
+@cache
+def _session() -> boto3.session.Session:
+    """One for all buckets, as it keeps S3's description: reading that takes ten times as long as making a client."""
+    return boto3.session.Session()
+
+
 class Bucket:
     """One bucket. ``side`` is the class of its faults. Thread-safe; connects when first used."""
 
@@ -87,7 +101,6 @@ class Bucket:
         self.name = name
         self._s3 = s3
         self._side = side
-        self._lock = threading.Lock()
         self._boto: S3Client | None = None
 
     # --- control plane: boto3 ---------------------------------------------------------------------------------------
@@ -105,14 +118,16 @@ class Bucket:
             with self._obstore_faults(key):
                 try:
                     meta = obstore.head(self._store, key)
-                except (obstore_errors.NotFoundError, FileNotFoundError):
+                except (obstore_errors.NotFoundError, FileNotFoundError) as error:
+                    self._confirm_missing(key, str(error))
                     return None
                 return ObjectInfo(key, meta["size"], meta["e_tag"] or "")
         with self._boto_faults(key):
             try:
                 answer = self.boto.head_object(Bucket=self.name, Key=key)
             except ClientError as error:
-                if error.response["Error"]["Code"] in ("404", "NoSuchKey", "NotFound"):
+                if (code := error.response["Error"]["Code"]) in ("404", "NoSuchKey", "NotFound"):
+                    self._confirm_missing(key, code)
                     return None
                 raise
             return ObjectInfo(key, answer["ContentLength"], answer["ETag"])
@@ -121,7 +136,10 @@ class Bucket:
         """Delete these objects, a thousand a request; those that are gone are no error."""
         batch: list[str] = []
         for key in chain(keys, [None]):
-            if key is not None:
+            if key is not None and _NOT_XML.search(key):
+                with self._boto_faults(key):
+                    self.boto.delete_object(Bucket=self.name, Key=key)
+            elif key is not None:
                 batch.append(key)
             if batch and (key is None or len(batch) == 1000):
                 with self._boto_faults(batch[0]):
@@ -193,7 +211,8 @@ class Bucket:
             try:
                 answer = obstore.get(self._store, key)
                 return bytes(answer.bytes()), answer.attributes.get(DIGEST)
-            except (obstore_errors.NotFoundError, FileNotFoundError):
+            except (obstore_errors.NotFoundError, FileNotFoundError) as error:
+                self._confirm_missing(key, str(error))
                 return None
 
     def _get_boto(self, key: str) -> tuple[bytes, str | None] | None:
@@ -202,9 +221,16 @@ class Bucket:
                 answer = self.boto.get_object(Bucket=self.name, Key=key)
                 return answer["Body"].read(), answer["Metadata"].get(DIGEST)
             except ClientError as error:
-                if error.response["Error"]["Code"] in ("404", "NoSuchKey"):
+                if (code := error.response["Error"]["Code"]) in ("404", "NoSuchKey"):
+                    self._confirm_missing(key, code)
                     return None
                 raise
+
+    def _confirm_missing(self, key: str, answer: str) -> None:
+        """A 404 may also speak of the bucket, or of our account. Raises the side's fault if it does."""
+        if "NoSuchKey" not in answer:
+            with self._boto_faults(key):
+                self.boto.head_bucket(Bucket=self.name)
 
     def put(self, key: str, data: bytes) -> None:
         """A small object whole; replaces what was there."""
@@ -332,7 +358,8 @@ class Bucket:
                 answer = obstore.get(self._store, key, options=options)
                 found = answer.meta["size"]
                 data = answer.bytes() if found == size else b""
-            except (obstore_errors.NotFoundError, FileNotFoundError):
+            except (obstore_errors.NotFoundError, FileNotFoundError) as error:
+                self._confirm_missing(key, str(error))
                 raise ObjectChanged(key, f"{size} B in version {version}", "nothing") from None
             except obstore_errors.PreconditionError:
                 raise ObjectChanged(key, f"{size} B in version {version}", "another version") from None
@@ -343,7 +370,7 @@ class Bucket:
     def _read_part_boto(self, key: str, size: int, version: str, start: int, length: int) -> Buffer:
         if not size:
             info = self.head(key)
-            if info is None or info.version != version:
+            if info is None or (info.size, info.version) != (size, version):
                 raise ObjectChanged(key, f"{size} B in version {version}", str(info))
             return b""
         with self._boto_faults(key):
@@ -355,6 +382,8 @@ class Bucket:
             except ClientError as error:
                 code = error.response["Error"]["Code"]
                 if code in ("NoSuchKey", "404", "PreconditionFailed", "412", "InvalidRange", "416"):
+                    if code == "404":
+                        self._confirm_missing(key, code)
                     raise ObjectChanged(key, f"{size} B in version {version}", code) from None
                 raise
         if len(data) != length or not answer["ContentRange"].endswith(f"/{size}"):
@@ -366,10 +395,10 @@ class Bucket:
     @property
     def boto(self) -> S3Client:
         """The boto3 client, made when first used."""
-        with self._lock:
+        with _making:
             if self._boto is None:
                 s3 = self._s3
-                self._boto = boto3.session.Session().client(
+                self._boto = _session().client(
                     "s3",
                     endpoint_url=str(s3.endpoint) if s3.endpoint else None,
                     aws_access_key_id=s3.access_key,
@@ -377,7 +406,7 @@ class Bucket:
                     region_name=s3.region,
                     config=Config(
                         s3={"addressing_style": "path" if s3.path_style else "auto"},
-                        retries={"mode": "standard", "max_attempts": 4},
+                        retries={"mode": "standard", "max_attempts": ATTEMPTS},
                         connect_timeout=10,
                         read_timeout=RETRY_SECONDS,
                         max_pool_connections=THREADS,
