@@ -117,7 +117,9 @@ class Place:
 def scicat_settings(**settings: Any) -> SciCatSettings:
     """Settings with the admin's account, unless a token or an account is given."""
     account = {} if "token" in settings or "username" in settings else {"username": ADMIN, "password": PASSWORD}
-    bounded = {key: settings.pop(key) for key in ("read_timeout_seconds", "max_answer_bytes") if key in settings}
+    bounded: dict[str, Any] = {
+        key: settings.pop(key) for key in ("read_timeout_seconds", "max_answer_bytes") if key in settings
+    }
     made = SciCatSettings.model_validate({"url": "http://scicat:3000", **account, **settings})
     return made.model_copy(update=bounded)
 

@@ -22,6 +22,7 @@ from tests.catalogue.place import ADMIN, PASSWORD, Break, Place, answering, at, 
 from tests.pipeline.system import StandInServer
 
 BLOCKS = 123
+Call = Callable[[SciCat], Awaitable[Any]]
 
 # --- reading blocks ---------------------------------------------------------------------------------------------------
 
@@ -181,7 +182,8 @@ async def test_a_dataset_that_scicat_does_not_know_is_none(place: Place) -> None
     [(b"<html>no such host</html>", True), (b"", True), (b'{"message": "Cannot GET /api/v4/datasets/x"}', False)],
 )
 async def test_a_404_that_is_not_of_the_record_is_a_wrong_address(body: bytes, retryable: bool) -> None:
-    for call in (lambda s: s.dataset("a/b"), lambda s: s.job("j"), lambda s: s.datablocks("a/b")):
+    calls: list[Call] = [lambda s: s.dataset("a/b"), lambda s: s.job("j"), lambda s: s.datablocks("a/b")]
+    for call in calls:
         async with answering((404, body)) as scicat:
             with pytest.raises(CatalogueFault, match=r"check scicat\.url") as caught:
                 await call(scicat)
@@ -212,6 +214,12 @@ def mails(place: Place) -> list[str]:
     return [code for _, code in place.standin.mails if code.startswith("finished")]
 
 
+def reset_and_ill(place: Place) -> None:
+    """The answer is lost, and SciCat is ill when it is asked what it has."""
+    place.line.breaks.append(Break("PATCH", "/jobs/"))
+    place.standin.faults.append(Fault("GET", "/jobs/", status=503, times=2))
+
+
 BEFALLS: dict[str, Callable[[Place], None]] = {
     "nothing": lambda place: None,
     "done, then 502": lambda place: place.standin.faults.append(Fault("PATCH", "/jobs/", status=502, execute=True)),
@@ -228,10 +236,7 @@ BEFALLS: dict[str, Callable[[Place], None]] = {
     "503 twice and not done": lambda place: place.standin.faults.append(Fault("PATCH", "/jobs/", status=503, times=2)),
     "no connection": lambda place: place.line.breaks.append(Break("PATCH", "/jobs/", httpx.ConnectError, done=False)),
     "an expired token": lambda place: place.standin.tokens.clear(),
-    "done, then reset, then the reading fails twice": lambda place: (
-        place.line.breaks.append(Break("PATCH", "/jobs/")),
-        place.standin.faults.append(Fault("GET", "/jobs/", status=503, times=2)),
-    )[0],
+    "done, then reset, then the reading fails twice": reset_and_ill,
 }
 
 
@@ -554,7 +559,7 @@ async def all_files(scicat: SciCat) -> None:
         list(block.catalogue_files("a/b"))
 
 
-CALLS: list[Callable[[SciCat], Awaitable[Any]]] = [
+CALLS: list[Call] = [
     all_files,
     lambda s: s.job("j"),
     lambda s: s.dataset("a/b"),

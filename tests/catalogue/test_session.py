@@ -313,12 +313,13 @@ async def test_an_answer_too_large_is_refused_while_it_comes() -> None:
     ids=["html", "cut", "empty", "blank", "deep", "bad utf-8", "endless number"],
 )
 async def test_an_answer_of_200_that_is_no_json_is_a_fault_that_may_pass(body: bytes) -> None:
-    for call in (
+    calls: list[Callable[[SciCat], Awaitable[Any]]] = [
         lambda scicat: scicat.dataset("a/b"),
         lambda scicat: scicat.job("j"),
         lambda scicat: scicat.datablocks("a/b"),
         lambda scicat: scicat.patch_lifecycle("a/b", {"archivable": False}),
-    ):
+    ]
+    for call in calls:
         async with answering((200, body)) as scicat:
             with pytest.raises(CatalogueFault) as caught:
                 await call(scicat)

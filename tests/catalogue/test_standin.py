@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -407,11 +407,11 @@ async def test_a_result_object_replaces_the_old_one_and_none_keeps_it(place: Pla
 
 # --- webhook ----------------------------------------------------------------------------------------------------------
 
-Answer = Callable[[dict[str, Any]], int]
+Answer = Callable[[dict[str, Any]], Awaitable[int]]
 
 
 @asynccontextmanager
-async def hook(answer: Any) -> AsyncIterator[tuple[str, list[dict[str, Any]]]]:
+async def hook(answer: Answer) -> AsyncIterator[tuple[str, list[dict[str, Any]]]]:
     """An HTTP server that hands each body to ``answer`` and says the status it returns; its URL and the bodies."""
     bodies: list[dict[str, Any]] = []
 

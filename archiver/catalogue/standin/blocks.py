@@ -1,0 +1,181 @@
+"""Origdatablocks and datablocks at the stand-in, with lists that stop in silence (numbers: scicat-contract.md)."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import datetime
+from typing import Any
+
+from starlette.requests import Request
+
+from archiver.catalogue.standin.datasets import dataset_or_404
+from archiver.catalogue.standin.schema import (
+    Problem,
+    bad,
+    check,
+)
+from archiver.catalogue.standin.state import (
+    NESTED_LIMIT,
+    StandIn,
+    forbidden,
+    not_found,
+    now,
+    object_id,
+    only,
+    page,
+    query_of,
+)
+from archiver.catalogue.standin.store import Document, matches
+
+_DATAFILE = {"path": str, "size": (int, float), "time": str}
+_DATAFILE_MORE = {"chk": str, "uid": str, "gid": str, "perm": str, "type": str}
+"""Not ``metadata``: backend 5 knows it, 4.27 refuses it."""
+_GROUPS = {"chkAlg": str, "ownerGroup": str, "accessGroups": list, "instrumentGroup": str}
+
+
+def check_files(listed: Any) -> None:
+    """3.1."""
+    if not isinstance(listed, list) or not listed:
+        raise bad("dataFileList should not be empty")
+    for entry in listed:
+        check(entry, needed=_DATAFILE, optional=_DATAFILE_MORE)
+        try:
+            datetime.fromisoformat(entry["time"])
+        except ValueError:
+            raise bad("time must be a valid ISO 8601 date string") from None
+
+
+async def create_origdatablock(app: StandIn, request: Request, body: Any) -> tuple[int, Any]:
+    """3.1; 2.6: the dataset's size is then summed over its first 100 blocks only."""
+    account = app.account(request)
+    if account is None:
+        raise forbidden()
+    needed = {"datasetId": str, "size": int, "dataFileList": list}
+    fields = check(body, needed=needed, optional=_GROUPS | {"isPublished": bool})
+    check_files(fields["dataFileList"])
+    dataset = app.store.get("datasets", fields["datasetId"])
+    if dataset is None:
+        raise bad("Invalid datasetId")
+    if not app.may_read(account, dataset, "origdatablocks"):
+        raise forbidden()
+    block = stored_block(fields, dataset)
+    app.store.insert("origdatablocks", block["_id"], block, parent=dataset["pid"])
+    first = app.store.heads("origdatablocks", dataset["pid"])[:NESTED_LIMIT]
+    dataset["size"] = sum(one["size"] for one in first)
+    dataset["numberOfFiles"] = sum(app.store.counts("origdatablocks", dataset["pid"])[:NESTED_LIMIT])
+    app.store.put("datasets", dataset["pid"], dataset)
+    return 201, block
+
+
+def stored_block(fields: Document, dataset: Document | None) -> Document:
+    """A block as SciCat stores it: ids for itself and each file (3.1)."""
+    key = object_id()
+    groups = {name: (dataset or {}).get(name) for name in ("ownerGroup", "accessGroups")}
+    files = [{**entry, "_id": (made := object_id()), "id": made} for entry in fields["dataFileList"]]
+    return {**groups, **fields, "dataFileList": files, "_id": key, "id": key, "createdAt": now(), "updatedAt": now()}
+
+
+async def list_blocks(app: StandIn, request: Request, body: Any) -> tuple[int, Any]:
+    """3.3: without rights 200 and an empty list, also for the anonymous; limits of 100 (v3) and 10 (v4)."""
+    collection, v4 = request.path_params["blocks"], request.path_params["version"] == "v4"
+    try:
+        query = query_of(request, *(("where", "fields", "include", "limits") if v4 else ()))
+    except Problem:
+        # 5: a malformed filter of v3 origdatablocks is a 500.
+        raise (
+            Problem(500, "Internal server error") if collection == "origdatablocks" and not v4 else bad("filter")
+        ) from None
+    account, where = app.account(request), query["where"]
+    if isinstance(where.get("archiveId"), str):
+        heads = app.store.tagged(collection, where["archiveId"])
+    else:
+        heads = app.store.heads(collection, where["datasetId"] if isinstance(where.get("datasetId"), str) else None)
+    found = page([one for one in heads if app.may_read(account, one, collection) and matches(one, where)], query, v4=v4)
+    fields = query.get("fields")
+    if fields and "dataFileList" not in fields:
+        return 200, [only(one, fields) for one in found]
+    return 200, app.store.whole(collection, found)
+
+
+async def nested_blocks(app: StandIn, request: Request, body: Any) -> tuple[int, Any]:
+    """3.3: no paging, silently stops at 100; 403 without rights."""
+    collection = request.path_params["blocks"]
+    dataset = dataset_or_404(app, request, collection)
+    return 200, app.store.whole(collection, app.store.heads(collection, dataset["pid"])[:NESTED_LIMIT])
+
+
+async def count_blocks(app: StandIn, request: Request, body: Any) -> tuple[int, Any]:
+    """3.3: the only true number."""
+    collection = request.path_params["blocks"]
+    dataset = dataset_or_404(app, request, collection)
+    return 200, {"count": len(app.store.counts(collection, dataset["pid"]))}
+
+
+async def create_block(app: StandIn, request: Request, body: Any) -> tuple[int, Any]:
+    """POST at top level, of either kind."""
+    if request.path_params["blocks"] == "origdatablocks":
+        return await create_origdatablock(app, request, body)
+    return await create_datablock(app, request, body, nested=False)
+
+
+async def create_nested_datablock(app: StandIn, request: Request, body: Any) -> tuple[int, Any]:
+    """3.1: the nested form has neither datasetId nor groups; 3.5: a duplicate is a 500 here."""
+    if request.path_params["blocks"] != "datablocks":
+        raise not_found(request)
+    for name in ("datasetId", "ownerGroup", "accessGroups", "instrumentGroup"):
+        if isinstance(body, dict) and name in body:
+            raise bad(f"property {name} should not exist")
+    dataset = dataset_or_404(app, request)
+    return await create_datablock(app, request, {**(body or {}), "datasetId": dataset["pid"]}, nested=True)
+
+
+async def create_datablock(app: StandIn, request: Request, body: Any, *, nested: bool) -> tuple[int, Any]:
+    """3.5: archiveId is unique over all; the dataset need not exist; its counters lose updates, not being atomic (2.6)."""
+    account = app.account(request)
+    if account is None or not account.admin:
+        raise forbidden()
+    needed = {"datasetId": str, "archiveId": str, "size": int, "packedSize": int, "version": str, "dataFileList": list}
+    fields = check(body, needed=needed, optional=_GROUPS)
+    check_files(fields["dataFileList"])
+    dataset = app.store.get("datasets", fields["datasetId"])
+    block = stored_block(fields, dataset)
+    if not app.store.insert("datablocks", block["_id"], block, parent=fields["datasetId"], tag=fields["archiveId"]):
+        if nested:
+            raise Problem(500, "Internal server error")
+        raise Problem(409, {"message": "archiveId must be unique", "error": "Conflict", "statusCode": 409})
+    if dataset is not None:
+        book(dataset, block["packedSize"], len(block["dataFileList"]))
+        await asyncio.sleep(0)
+        app.store.put("datasets", dataset["pid"], dataset)
+    return 201, block
+
+
+def book(dataset: Document, packed: int, files: int) -> None:
+    """More, or less, in the dataset's counters."""
+    dataset["packedSize"] = (dataset.get("packedSize") or 0) + packed
+    dataset["numberOfFilesArchived"] = (dataset.get("numberOfFilesArchived") or 0) + files
+
+
+async def one_block(app: StandIn, request: Request, body: Any) -> tuple[int, Any]:
+    """GET of a datablock by id returns a wrong document (3.3); DELETE corrects the counters (3.6)."""
+    account = app.account(request)
+    if account is None:
+        raise forbidden()
+    collection, key = request.path_params["blocks"], request.path_params["id"]
+    if request.method == "GET" and collection == "datablocks":
+        return 200, next(iter(app.store.all("datablocks")), None)
+    block = app.store.get(collection, key)
+    if block is None:
+        raise Problem(404, {"message": f"{collection[:-1]} {key} not found", "error": "Not Found", "statusCode": 404})
+    if request.method == "GET":
+        if not app.may_read(account, block, collection):
+            raise forbidden()
+        return 200, block
+    if not (account.admin or account.archivemanager) or not account.deletes:
+        raise forbidden()
+    app.store.delete(collection, key)
+    dataset = app.store.get("datasets", block["datasetId"])
+    if collection == "datablocks" and dataset is not None:
+        book(dataset, -block["packedSize"], -len(block["dataFileList"]))
+        app.store.put("datasets", dataset["pid"], dataset)
+    return 200, block

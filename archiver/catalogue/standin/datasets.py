@@ -1,0 +1,147 @@
+"""Datasets and lifecycles at the stand-in (numbers: scicat-contract.md)."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+from uuid import uuid4
+
+from starlette.requests import Request
+
+from archiver.catalogue.standin.schema import (
+    LIFECYCLE_DEFAULTS,
+    NEEDED,
+    NEEDED_RAW,
+    PLURALS,
+    Problem,
+    bad,
+    check,
+    check_lifecycle,
+    dataset_fields,
+)
+from archiver.catalogue.standin.state import (
+    StandIn,
+    forbidden,
+    merges,
+    now,
+    only,
+    page,
+    query_of,
+)
+from archiver.catalogue.standin.store import Document, matches
+
+
+async def create_dataset(app: StandIn, request: Request, body: Any) -> tuple[int, Any]:
+    """2.1: the pid is the server's, or the caller's where it may give one; a property not in the DTO is refused (1.2)."""
+    account = app.account(request)
+    if account is None:
+        raise forbidden()
+    v4 = request.path_params["version"] == "v4"
+    more = {"pid": str, "type": str} | ({} if v4 else {"version": str, "investigator": str})
+    kinds = dataset_fields(v4=v4) | more
+    raw = NEEDED_RAW if not v4 and isinstance(body, dict) and body.get("type") == "raw" else ()
+    needed = {name: kinds[name] for name in (*NEEDED[v4], *raw)}
+    given = check(body, needed=needed, optional=kinds)
+    if not account.admin and (given["ownerGroup"] not in account.groups or given.get("pid")):
+        raise forbidden()
+    for single, plural in PLURALS.items():
+        if single in given:
+            given[plural] = [given.pop(single)]
+    if given.get("datasetlifecycle"):
+        check_lifecycle(given["datasetlifecycle"])
+    pid = str(given.get("pid") or f"{app.settings.pid_prefix}/{uuid4()}")
+    dataset = {
+        "accessGroups": [],
+        "numberOfFiles": 0,
+        "size": 0,
+        "packedSize": 0,
+        "numberOfFilesArchived": 0,
+        "createdAt": now(),
+        "createdBy": account.name,
+        **given,
+        "pid": pid,
+        "_id": pid,
+        "updatedAt": now(),
+        "datasetlifecycle": LIFECYCLE_DEFAULTS | (given.get("datasetlifecycle") or {}),
+    }
+    if not app.store.insert("datasets", pid, dataset):
+        raise Problem(409, {"message": f"A dataset with pid {pid} exists", "statusCode": 409})
+    return 201, shaped(dataset, request)
+
+
+def shaped(dataset: Document, request: Request) -> Document:
+    """As v4 has it, or with the single values of v3."""
+    if request.path_params["version"] == "v4":
+        return dataset
+    singles = {single: dataset[plural][0] for single, plural in PLURALS.items() if dataset.get(plural)}
+    return {key: value for key, value in dataset.items() if key not in PLURALS.values()} | singles
+
+
+def dataset_or_404(app: StandIn, request: Request, kind: str = "datasets") -> Document:
+    """A dataset the caller may read, or whose blocks of that kind he may read."""
+    account = app.account(request)
+    if account is None:
+        raise forbidden()
+    dataset = app.store.get("datasets", request.path_params["pid"])
+    if dataset is None:
+        raise Problem(404, {"message": "Dataset not found", "error": "Not Found", "statusCode": 404})
+    if not app.may_read(account, dataset, kind):
+        raise forbidden()
+    return dataset
+
+
+async def get_dataset(app: StandIn, request: Request, body: Any) -> tuple[int, Any]:
+    """In the shape of its version."""
+    return 200, shaped(dataset_or_404(app, request), request)
+
+
+async def list_datasets(app: StandIn, request: Request, body: Any) -> tuple[int, Any]:
+    """4: without rights 200 and an empty list on v3, 403 on v4."""
+    account = app.account(request)
+    v4 = request.path_params["version"] == "v4"
+    if account is None and v4:
+        raise forbidden()
+    query = query_of(request)
+    found = [one for one in app.store.all("datasets") if app.may_read(account, one) and matches(one, query["where"])]
+    return 200, [only(shaped(one, request), query.get("fields")) for one in page(found, query, v4=v4)]
+
+
+async def patch_dataset(app: StandIn, request: Request, body: Any) -> tuple[int, Any]:
+    """2.3: with plain JSON a datasetlifecycle given here replaces the whole, refilled with defaults; 4: admins only."""
+    account = app.account(request)
+    dataset = dataset_or_404(app, request)
+    if account is None or not account.admin:
+        raise forbidden()
+    v4 = request.path_params["version"] == "v4"
+    fields = check(body, needed={}, optional=dataset_fields(v4=v4))
+    if not fields:
+        raise bad("body must not be empty")
+    for single, plural in PLURALS.items():
+        if single in fields:
+            fields[plural] = [fields.pop(single)]
+    if "datasetlifecycle" in fields:
+        kept = dataset["datasetlifecycle"] if merges(request) and v4 else LIFECYCLE_DEFAULTS
+        fields["datasetlifecycle"] = kept | check_lifecycle(fields["datasetlifecycle"])
+    dataset |= fields | {"updatedAt": now()}
+    app.store.put("datasets", dataset["pid"], dataset)
+    return 200, shaped(dataset, request)
+
+
+async def patch_lifecycle(app: StandIn, request: Request, body: Any) -> tuple[int, Any]:
+    """2.3: any subset, flat; null is the default; owners may, if they may create datasets (here: never).
+
+    It reads the whole dataset, merges, and writes the whole: what another call writes between is lost.
+    """
+    account = app.account(request)
+    dataset = dataset_or_404(app, request)
+    if account is None or not (account.admin or account.archivemanager):
+        raise forbidden()
+    lifecycle = dataset["datasetlifecycle"]
+    for key, value in check_lifecycle(body).items():
+        if value is None and key not in LIFECYCLE_DEFAULTS:
+            lifecycle.pop(key, None)
+        else:
+            lifecycle[key] = LIFECYCLE_DEFAULTS[key] if value is None else value
+    await asyncio.sleep(0)
+    app.store.put("datasets", dataset["pid"], dataset | {"updatedAt": now()})
+    return 200, lifecycle

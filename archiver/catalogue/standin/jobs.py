@@ -1,0 +1,182 @@
+"""Jobs at the stand-in: two shapes, a webhook within, and no memory of transitions (numbers: scicat-contract.md)."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import uuid4
+
+import httpx
+from starlette.requests import Request
+
+from archiver.catalogue.standin.schema import (
+    Problem,
+    bad,
+    check,
+    check_create_job,
+)
+from archiver.catalogue.standin.state import (
+    NESTED_LIMIT,
+    Account,
+    StandIn,
+    forbidden,
+    merges,
+    now,
+    number,
+    only,
+    query_of,
+)
+from archiver.catalogue.standin.store import Document, matches, ordered
+
+
+async def create_job(app: StandIn, request: Request, body: Any) -> tuple[int, Any]:
+    """1.2, 1.3, 1.5: v4 or v3 shape; the webhook is called inside, and its failure leaves the job behind (1.8)."""
+    account = app.account(request)
+    if account is None:
+        raise forbidden()
+    v4 = request.path_params["version"] == "v4"
+    fields = check_create_job(body, v4=v4, types=app.settings.job_types)
+    listed = fields["jobParams"].get("datasetList", [])
+    groups = []
+    for entry in listed:
+        dataset = app.store.get("datasets", entry["pid"])
+        if dataset is None:
+            raise Problem(400, {"status": 400, "message": f"Dataset with pid {entry['pid']} does not exist."})
+        if not app.may_read(account, dataset):
+            raise forbidden()
+        groups.append(dataset["ownerGroup"])
+        blocks = app.store.all("origdatablocks", entry["pid"])[:NESTED_LIMIT] if entry["files"] else []
+        paths = {file.get("path") for block in blocks for file in block["dataFileList"]}
+        if missing := [path for path in entry["files"] if path not in paths]:
+            raise Problem(
+                400, {"status": 400, "message": "At least one requested file could not be found.", "error": missing}
+            )
+    if not v4 and groups:
+        fields.setdefault("ownerGroup", groups[0])
+    check_owner(account, fields)
+    if not account.admin and len({entry["pid"] for entry in listed}) < len(listed):
+        raise forbidden()
+    job_id = str(uuid4())
+    job = {
+        "id": job_id,
+        "_id": job_id,
+        "statusCode": "jobSubmitted",
+        "statusMessage": "Job submitted.",
+        "jobResultObject": {},
+        "configVersion": "v1.0",
+        "createdBy": account.name,
+        "updatedBy": account.name,
+        "createdAt": now(),
+        "updatedAt": now(),
+        "accessGroups": [],
+        "isPublished": False,
+        "__v": 0,
+        **fields,
+    }
+    app.store.insert("jobs", job_id, job)
+    if app.settings.webhook_url:
+        await call_webhook(app, job)
+    return 201, job if v4 else v3_job(job)
+
+
+def check_owner(account: Account, fields: Document) -> None:
+    """1.2: whose the job is. An admin must name someone too; a user names a group of his own."""
+    if account.admin:
+        if not any(fields.get(name) for name in ("ownerUser", "ownerGroup", "contactEmail")):
+            raise Problem(400, {"status": 400, "message": "Invalid new job. Owner or contact should be specified."})
+    elif not fields.get("ownerGroup"):
+        raise Problem(400, {"status": 400, "message": "Invalid new job. Owner group should be specified."})
+    elif fields["ownerGroup"] not in account.groups:
+        raise forbidden()
+
+
+async def call_webhook(app: StandIn, job: Document) -> None:
+    """1.8: no retry; a failure is the caller's answer, and the job stays."""
+    settings = app.settings
+    headers = {"Authorization": settings.webhook_auth} if settings.webhook_auth else {}
+    try:
+        async with httpx.AsyncClient(trust_env=False, timeout=300) as http:
+            answer = await http.post(settings.webhook_url, json={"id": job["id"], "type": job["type"]}, headers=headers)
+    except httpx.HTTPError as error:
+        raise Problem(400, {"status": 400, "message": f"A remote URL call failed: {type(error).__name__}"}) from None
+    if not answer.is_success:
+        text = f"A remote URL call failed with response: {answer.status_code}"
+        raise Problem(answer.status_code, {"status": answer.status_code, "message": text})
+
+
+def v3_job(job: Document) -> Document:
+    """1.5."""
+    params = dict(job["jobParams"])
+    listed = params.pop("datasetList", [])
+    return {
+        "id": job["id"],
+        "type": job["type"],
+        "creationTime": job["createdAt"],
+        "jobStatusMessage": job["statusCode"],
+        "emailJobInitiator": job.get("contactEmail"),
+        "datasetList": listed,
+        "executionTime": params.get("executionTime"),
+        "jobParams": {**params, "username": job.get("ownerUser")},
+        "jobResultObject": job["jobResultObject"],
+    }
+
+
+def job_or_400(app: StandIn, request: Request) -> tuple[Account, Document]:
+    """The caller and the job he may read. An unknown job is a 400, not a 404 (1.2)."""
+    account = app.account(request)
+    if account is None:
+        raise forbidden()
+    job = app.store.get("jobs", request.path_params["id"])
+    if job is None:
+        raise Problem(400, {"status": 400, "message": "Invalid job id."})
+    if not app.may_read_job(account, job):
+        raise forbidden()
+    return account, job
+
+
+async def get_job(app: StandIn, request: Request, body: Any) -> tuple[int, Any]:
+    """1.1."""
+    _, job = job_or_400(app, request)
+    return 200, job if request.path_params["version"] == "v4" else v3_job(job)
+
+
+async def patch_job(app: StandIn, request: Request, body: Any) -> tuple[int, Any]:
+    """1.2: any transition goes, the result object is replaced, and every write runs the update actions again."""
+    account, job = job_or_400(app, request)
+    if not account.admin and not account.archivemanager:
+        raise forbidden()
+    v4 = request.path_params["version"] == "v4"
+    if v4:
+        needed = {"statusCode": str, "statusMessage": str}
+        fields = check(body, needed=needed, optional={"jobResultObject": dict})
+    else:
+        optional: dict[str, Any] = {"jobStatusMessage": str, "jobResultObject": dict, "executionTime": str}
+        fields = check(body, needed={}, optional=optional)
+        if "jobStatusMessage" in fields:
+            fields["statusCode"] = fields["statusMessage"] = fields.pop("jobStatusMessage")
+        if "executionTime" in fields:
+            fields["jobParams"] = job["jobParams"] | {"executionTime": fields.pop("executionTime")}
+    if v4 and merges(request) and fields.get("jobResultObject"):
+        fields["jobResultObject"] = job["jobResultObject"] | fields["jobResultObject"]
+    fields = {key: value for key, value in fields.items() if value is not None}
+    job |= fields | {"updatedAt": now(), "updatedBy": account.name}
+    app.store.put("jobs", job["id"], job)
+    app.mails.append((job["id"], job["statusCode"]))
+    return 200, job if v4 else v3_job(job)
+
+
+async def list_jobs(app: StandIn, request: Request, body: Any) -> tuple[int, Any]:
+    """1.6: v4 limits before it skips, ignores limits.sort, takes a top-level sort; v3 refuses where and limits."""
+    account = app.account(request)
+    if account is None:
+        raise forbidden()
+    v4 = request.path_params["version"] == "v4"
+    query = query_of(request, "where", "fields", "include", "limits", "sort")
+    if not v4 and (query["where"] or query["limits"]):
+        raise bad("property where should not exist")
+    found = [job for job in app.store.all("jobs") if app.may_read_job(account, job) and matches(job, query["where"])]
+    found = ordered(found, query.get("sort"))
+    limits = query["limits"]
+    found = found[: number(limits, "limit", len(found))][number(limits, "skip", 0) :]
+    if not v4:
+        return 200, [v3_job(job) for job in found]
+    return 200, [only(job, query.get("fields")) for job in found]

@@ -1,0 +1,179 @@
+"""The stand-in's state, who may read what, and what all its calls share (numbers: scicat-contract.md)."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from starlette.requests import Request
+
+from archiver.catalogue.standin.schema import Problem, bad
+from archiver.catalogue.standin.store import Document, Store, ordered
+
+NESTED_LIMIT = 100
+V3_LIMIT = 100
+V4_LIMIT = 10
+
+
+@dataclass
+class Account:
+    """A user. ``admin``: ADMIN_GROUPS, ``archivemanager``: SciCat's classic role for archives (4), ``deletes``: DELETE_GROUPS.
+
+    All others may read what is of their ``groups``.
+    """
+
+    name: str
+    password: str
+    groups: tuple[str, ...] = ()
+    admin: bool = False
+    archivemanager: bool = False
+    deletes: bool = True
+
+
+@dataclass
+class Fault:
+    """What befalls the next ``times`` calls that match: an error instead, or the call done and its answer lost.
+
+    With ``hang_seconds`` the call's own answer comes late; with ``raw`` any bytes come instead of it.
+    """
+
+    method: str
+    path: str
+    times: int = 1
+    status: int = 500
+    body: Any = None
+    execute: bool = False
+    hang_seconds: float = 0
+    raw: bytes | None = None
+
+
+@dataclass
+class StandInSettings:
+    """How the stand-in is set up."""
+
+    db: str = ":memory:"
+    accounts: list[Account] = field(default_factory=lambda: [Account("archiver", "archiver", admin=True)])
+    token_seconds: float = 3600
+    pid_prefix: str = "20.500.12345"
+    job_types: tuple[str, ...] = ("archive", "retrieve", "public")
+    webhook_url: str = ""
+    webhook_auth: str = ""
+
+
+class StandIn:
+    """State and behaviour; ``log``, ``faults`` and ``mails`` are for tests."""
+
+    def __init__(self, settings: StandInSettings) -> None:
+        self.settings = settings
+        self.store = Store(settings.db)
+        self.accounts = {account.name: account for account in settings.accounts}
+        self.tokens: dict[str, tuple[str, float]] = {}
+        self.log: list[tuple[str, str, int]] = []
+        self.faults: list[Fault] = []
+        self.mails: list[tuple[str, str]] = []
+        """Job id and status code of every update: SciCat runs its update actions (mails) at each (1.2, 9.1)."""
+
+    # --- who ------------------------------------------------------------------------------------------------------------
+
+    def account(self, request: Request) -> Account | None:
+        """A bad or expired token is not refused: the request is anonymous (4)."""
+        header = request.headers.get("authorization", "")
+        token = header.removeprefix("Bearer ") if header.startswith("Bearer ") else ""
+        name, until = self.tokens.get(token, ("", 0.0))
+        return self.accounts.get(name) if time.time() < until else None
+
+    def may_read(self, account: Account | None, document: Document, kind: str = "datasets") -> bool:
+        """Admins read all, archive managers all but origdatablocks, others what is of their groups, the anonymous nothing."""
+        if account is None:
+            return False
+        groups = {document.get("ownerGroup"), *(document.get("accessGroups") or [])}
+        manages = account.archivemanager and kind != "origdatablocks"
+        return account.admin or manages or bool(groups & set(account.groups))
+
+    def may_read_job(self, account: Account, job: Document) -> bool:
+        """Those who may update any, and who made it or is of its group (1.7)."""
+        mine = job["createdBy"] == account.name or job.get("ownerGroup") in account.groups
+        return account.admin or account.archivemanager or mine
+
+    def login(self, body: Any) -> tuple[int, Any]:
+        """3 fields that matter, and 201 (4)."""
+        account = self.accounts.get(str(body.get("username"))) if isinstance(body, dict) else None
+        given = str(body.get("password")) if isinstance(body, dict) else ""
+        if account is None or not secrets.compare_digest(account.password.encode(), given.encode("utf-8", "replace")):
+            return 401, {"message": "Unauthorized", "statusCode": 401}
+        token = secrets.token_urlsafe(32)
+        self.tokens[token] = (account.name, time.time() + self.settings.token_seconds)
+        life = self.settings.token_seconds
+        return 201, {
+            "access_token": token,
+            "id": token,
+            "expires_in": life,
+            "ttl": life,
+            "created": now(),
+            "userId": account.name,
+            "user": {"username": account.name},
+        }
+
+
+def now() -> str:
+    """ISO 8601 UTC with milliseconds and Z (1.2)."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
+
+
+def object_id() -> str:
+    """A 24-digit id like Mongo's: grows with time."""
+    return f"{int(time.time()):08x}{secrets.token_hex(8)}"
+
+
+def forbidden() -> Problem:
+    """403, also for the anonymous: there is no 401 (4)."""
+    return Problem(403, {"message": "Forbidden resource", "error": "Forbidden", "statusCode": 403})
+
+
+def not_found(request: Request) -> Problem:
+    """As the framework says it, also for an unencoded slash in a pid (2.1)."""
+    text = f"Cannot {request.method} {request.url.path}"
+    return Problem(404, {"message": text, "error": "Not Found", "statusCode": 404})
+
+
+def query_of(request: Request, *known: str) -> dict[str, Any]:
+    """The ``filter`` parameter; of ``known`` top-level keys only, if any are given."""
+    text = request.query_params.get("filter")
+    try:
+        query = json.loads(text) if text else {}
+    except ValueError:
+        query = None
+    if not isinstance(query, dict) or not all(isinstance(query.get(key) or {}, dict) for key in ("where", "limits")):
+        raise bad("Invalid JSON in filter")
+    if known and (unknown := sorted(set(query) - set(known))):
+        raise bad(f"property {unknown[0]} should not exist")
+    return {"where": {}, "limits": {}} | {key: value for key, value in query.items() if value is not None}
+
+
+def number(limits: dict[str, Any], key: str, default: int) -> int:
+    """A limit."""
+    value = limits.get(key, default)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise bad(f"{key} must be a number")
+    return value
+
+
+def merges(request: Request) -> bool:
+    """Whether the body is to be merged into what is there."""
+    return request.headers.get("content-type", "").startswith("application/merge-patch+json")
+
+
+def only(document: Document, fields: Any) -> Document:
+    """These fields of it, and always its ``_id``."""
+    return {key: value for key, value in document.items() if key in fields or key == "_id"} if fields else document
+
+
+def page(found: list[Document], query: dict[str, Any], *, v4: bool) -> list[Document]:
+    """3.3: silently stops at the default limit; v4 sorts by ``limits.sort``, v3 by ``limits.order``."""
+    limits = query["limits"]
+    found = ordered(found, limits.get("sort" if v4 else "order"))
+    return found[number(limits, "skip", 0) :][: number(limits, "limit", V4_LIMIT if v4 else V3_LIMIT)]
