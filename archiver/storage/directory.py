@@ -186,7 +186,8 @@ class DirectoryLanding:
 
     def _open_root(self, base: int) -> int | None:
         try:
-            return open_beneath(base, self._below, _FLAGS | os.O_DIRECTORY)
+            # Without O_NOFOLLOW, so that a link at the end is told as one, and not as "no folder".
+            return open_beneath(base, self._below, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY)
         except OSError as error:
             if error.errno == errno.ENOENT:
                 return None

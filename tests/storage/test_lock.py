@@ -46,9 +46,7 @@ def holder(path: Path) -> Iterator[subprocess.Popen[str]]:
         pass
 
 
-def test_p12_a_second_process_is_refused_and_told_who_holds_the_lock(
-    path: Path, holder: subprocess.Popen[str]
-) -> None:
+def test_p12_a_second_process_is_refused_and_told_who_holds_the_lock(path: Path, holder: subprocess.Popen[str]) -> None:
     with pytest.raises(LtsFault, match="queue lts-copy is served by another process") as caught, ExclusiveLock(path):
         pass
     assert f'"pid": {holder.pid}' in str(caught.value.found)
