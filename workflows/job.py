@@ -28,6 +28,8 @@ from workflows.visible import BYTES_TOTAL, as_failure, attributes, details, expl
 PAGE = 200
 """Datasets per page; a run drains its window and may continue as new between pages (P9)."""
 DATASETS_PER_RUN = 400
+FIRST_HEARTBEAT_SECONDS = 15.0
+"""Of the first step, before the settings are known: a call of SciCat that beats every 5 s."""
 FIRST_LOOK = timedelta(seconds=30)
 LONGEST_LOOK = timedelta(minutes=15)
 
@@ -101,7 +103,7 @@ class ArchiveJob:
         if r.state is None:
             begun = await steps.BEGIN_JOB.run(
                 m.BeginJobRequest(job_id=r.job_id, pids=r.pids, workflow_id=workflow.info().workflow_id),
-                policy=m.Policy(),
+                policy=m.Policy(heartbeat_seconds=FIRST_HEARTBEAT_SECONDS),
                 summary=f"read job {r.job_id} and set it in progress",
             )
             self.state = m.JobState(total=begun.total, policy=begun.policy)

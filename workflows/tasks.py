@@ -48,7 +48,8 @@ async def windowed(items: Iterable[Item], one: Callable[[Item], Awaitable[None]]
             pending = [task for task in pending if not task.done()]
             for task in finished:
                 task.result()
-    except BaseException as error:
+    except (Exception, asyncio.CancelledError) as error:
+        # Not GeneratorExit: a workflow that leaves the worker's cache stops nothing.
         why = error.args[0] if isinstance(error, asyncio.CancelledError) and error.args else None
         for task in pending:
             task.cancel(why)

@@ -27,7 +27,7 @@ from botocore.parsers import ResponseParserError
 from obstore import exceptions as obstore_errors
 from obstore.store import S3Store
 
-from archiver.errors import SystemFault
+from archiver.errors import Stopped, SystemFault
 from archiver.settings import S3Settings
 
 if TYPE_CHECKING:
@@ -243,7 +243,11 @@ class Bucket:
             self.boto.put_object(Bucket=self.name, Key=key, Body=data, Metadata=digest)
 
     def put_stream(self, key: str, chunks: Iterable[bytes], *, size_hint: int = 0) -> None:
-        """Upload a stream in parts; whole or not at all. What ``chunks`` raises is raised, and nothing stays behind."""
+        """Upload a stream in parts; whole or not at all. What ``chunks`` raises is raised, and nothing stays behind.
+
+        Except after ``Stopped``: whoever goes on with the work aborts what is open, and may have an upload of this key
+        under way by now, which is not ours to abort.
+        """
         part = max(PUT_PART_BYTES, -(-size_hint // (MAX_PARTS - 100)))
         source = iter(chunks)
         first: list[bytes] = []
@@ -280,7 +284,8 @@ class Bucket:
                     self._store, key, body(), use_multipart=True, chunk_size=part, max_concurrency=PUT_CONCURRENCY
                 )
         except BaseException:
-            self._abort_quietly(key)
+            if not (failed and isinstance(failed[0], Stopped)):
+                self._abort_quietly(key)
             if failed:
                 raise failed[0] from None
             raise

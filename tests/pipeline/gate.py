@@ -65,8 +65,8 @@ class Gate:
         try:
             from_server, to_server = await asyncio.open_connection(self._host, self._port)
             await asyncio.gather(self._pump(reader, to_server), self._pump(from_server, writer, gated=True))
-        except OSError:
-            pass  # either side may go at any time
+        except (OSError, asyncio.CancelledError):
+            pass  # either side may go at any time, and the gate too
         finally:
             for end in (writer, to_server):
                 if end is not None:
