@@ -6,6 +6,7 @@ has a Temporal namespace, buckets and an LTS of its own. Datasets and jobs are m
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import secrets
@@ -24,13 +25,16 @@ import httpx
 import tomli_w
 import uvicorn
 from botocore.config import Config
+from temporalio.api.workflow.v1 import PendingActivityInfo
 from temporalio.client import Client, WorkflowHandle
+from temporalio.service import RPCError, RPCStatusCode
 from temporalio.worker import Interceptor
 
 from activities.connection import connect
 from activities.queues import parse_queues
 from archiver import model as m
 from archiver.catalogue.standin.app import Account, StandIn, StandInSettings, create_app
+from archiver.pids import workflow_id
 from archiver.settings import S3Settings, Settings, load
 from cli import jobs
 from cli.programs import ROOT
@@ -90,7 +94,7 @@ class System:
 
     async def start(self) -> System:
         """Servers of its own, settings, namespace, buckets, LTS marker."""
-        self.lts.mkdir(parents=True)
+        self.lts.mkdir(parents=True, exist_ok=True)
         settings = StandInSettings(accounts=[Account(USER, PASSWORD, admin=True)])
         self.scicat = StandInServer(self.scicat_port, settings).start()
         self.config = self.write_settings()
@@ -259,6 +263,22 @@ class System:
     async def archive(self, *pids: str) -> m.ArchiveJobResult:
         """A job over these datasets, to its end."""
         return await (await self.start_job(await self.job(*pids))).result()
+
+    async def pending(self, step: str, kind: str, *parts: str, attempt: int = 1) -> PendingActivityInfo:
+        """Wait until this step of a workflow is scheduled, and has come to this attempt."""
+        handle = self.client.get_workflow_handle(workflow_id(kind, *parts))
+        for _ in range(600):
+            try:
+                described = await handle.describe()
+            except RPCError as error:
+                if error.status != RPCStatusCode.NOT_FOUND:
+                    raise
+            else:
+                for one in described.raw_description.pending_activities:
+                    if one.activity_type.name == step and one.attempt >= attempt:
+                        return one
+            await asyncio.sleep(0.1)
+        raise AssertionError(f"{step} of {'/'.join(parts)} did not come to attempt {attempt}")
 
     # --- what SciCat says -----------------------------------------------------------------------------------------------
 

@@ -1,0 +1,431 @@
+"""SciCat and S3 that fail, lie, hang or go away: jobs go on by themselves, or end in words; nothing is told twice."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from temporalio.client import WorkflowFailureError
+
+from archiver import model as m
+from archiver.catalogue.standin.app import Fault
+from archiver.settings import S3Settings
+from tests.pipeline.conftest import MakeSystem
+from tests.pipeline.faulty_s3 import EVER, FaultyS3, S3Fault
+from tests.pipeline.oracle import assert_archived, assert_clean, nothing_left
+from tests.pipeline.system import Overrides, System
+
+FILES = {"raw/a.h5": b"detector " * 70_000, "raw/b.h5": b"\0" * 500}
+LARGE = {"raw/large.h5": bytes(range(256)) * 40_000, "raw/b.h5": b"\0" * 500}
+"""10 MB: read in several parts, uploaded in several parts."""
+SOON = {"archive": {"give_up_after_hours": 2 / 3600}}
+"""System errors are given up after two seconds."""
+
+
+@pytest.fixture(scope="module")
+def proxy(s3: S3Settings) -> Iterator[FaultyS3]:
+    """What our workers take for the S3 server."""
+    proxy = FaultyS3(str(s3.endpoint).rstrip("/")).start()
+    yield proxy
+    proxy.stop()
+
+
+@pytest.fixture(scope="module")
+async def system(
+    tmp_path_factory: pytest.TempPathFactory, temporal_address: str, s3: S3Settings, proxy: FaultyS3
+) -> AsyncIterator[System]:
+    """A system whose workers see S3 through the proxy, with its workflow and LTS queues served."""
+    made = System(tmp_path_factory.mktemp("system"), temporal_address, s3, {"s3": {"endpoint": proxy.url}})
+    try:
+        await made.start()
+        async with made.workers("workflows,lts"):
+            yield made
+    finally:
+        await made.stop()
+
+
+@pytest.fixture
+def faults(system: System, proxy: FaultyS3) -> Iterator[Callable[..., None]]:
+    """Lets faults befall SciCat's and S3's callers; each must have befallen at the end of the test."""
+    given: list[S3Fault] = []
+
+    def add(*wanted: Fault | S3Fault) -> None:
+        for one in wanted:
+            if isinstance(one, S3Fault):
+                given.append(one)
+                proxy.faults.append(one)
+            else:
+                system.standin.faults.append(one)
+
+    yield add
+    left = [one for one in system.standin.faults if one.times < 1000]
+    system.standin.faults.clear()
+    proxy.faults.clear()
+    assert left == [], "faults that befell nobody"
+    assert [one for one in given if not one.befell] == [], "faults that befell nobody"
+
+
+@asynccontextmanager
+async def serving(system: System, overrides: Overrides | None = None) -> AsyncIterator[None]:
+    """Serve the catalogue and pack queues with these settings."""
+    async with system.workers("catalogue,pack", overrides):
+        yield
+
+
+async def assert_job_told_once(system: System, job_id: str, code: str = "finishedSuccessful") -> None:
+    """Exactly one terminal update: SciCat mails at each."""
+    assert [mail for job, mail in system.standin.mails if job == job_id] == ["inProgress", code]
+
+
+# --- SciCat -------------------------------------------------------------------------------------------------------------
+
+CALLS = {
+    "reading the job": ("GET", r"/jobs/"),
+    "writing the job": ("PATCH", r"/jobs/"),
+    "reading the dataset": ("GET", r"/v4/datasets/[^/]+/[^/]+$"),
+    "marking the dataset": ("PATCH", r"datasetlifecycle$"),
+    "counting origdatablocks": ("GET", r"/origdatablocks/count$"),
+    "reading origdatablocks": ("GET", r"/v4/origdatablocks$"),
+    "registering": ("POST", r"/v3/datablocks$"),
+    "reading datablocks": ("GET", r"/v3/datablocks$"),
+    "writing counters": ("PATCH", r"/v4/datasets/[^/]+/[^/]+$"),
+    "login": ("POST", r"/auth/login$"),
+}
+SHAPES: dict[str, dict[str, Any]] = {
+    "500": {"status": 500},
+    "a proxy's page with 502": {"status": 502, "raw": b"<html><h1>Bad Gateway</h1></html>"},
+    "a page with 200": {"status": 200, "raw": b"<html>Please log in</html>"},
+    "a while of silence": {"hang_seconds": 0.5},
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+async def test_p5_each_call_of_scicat_may_fail_once_with(
+    shape: str, system: System, faults: Callable[..., None]
+) -> None:
+    pid = await system.dataset(FILES)
+    job_id = await system.job(pid)
+    faults(*(Fault(method, path, **SHAPES[shape]) for method, path in CALLS.values()))
+    async with serving(system):
+        result = await (await system.start_job(job_id)).result()
+        assert result.counts == m.Counts(archived=1)
+        await assert_archived(system, pid, FILES)
+    await assert_job_told_once(system, job_id)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "times"),
+    [
+        pytest.param("POST", r"/v3/datablocks$", 1, id="a registration"),
+        pytest.param("PATCH", r"/jobs/", 2, id="the job's status, both times"),
+        pytest.param("PATCH", r"datasetlifecycle$", 2, id="the dataset's status, both times"),
+        pytest.param("PATCH", r"/v4/datasets/[^/]+/[^/]+$", 1, id="the counters"),
+    ],
+)
+async def test_p6_what_scicat_did_without_saying_so_is_not_done_twice(
+    method: str, path: str, times: int, system: System, faults: Callable[..., None]
+) -> None:
+    pid = await system.dataset(FILES)
+    job_id = await system.job(pid)
+    faults(Fault(method, path, times=times, status=504, body="Gateway Timeout", execute=True))
+    async with serving(system):
+        assert (await (await system.start_job(job_id)).result()).counts == m.Counts(archived=1)
+        await assert_archived(system, pid, FILES)
+    assert len(system.datablocks(pid)) == 1
+    await assert_job_told_once(system, job_id)
+
+
+async def test_p2_scicat_is_told_in_this_order_and_nothing_before_it_is_true(
+    system: System, faults: Callable[..., None]
+) -> None:
+    pid = await system.dataset(FILES)
+    job_id = await system.job(pid)
+    seen: list[bool] = []
+    manifest = system.lts / pid / "data" / "1.manifest.jsonl.gz"
+    faults(S3Fault("PUT", r"\.record\.json$", before=lambda: seen.append(manifest.exists())))
+    system.standin.log.clear()
+    async with serving(system):
+        await (await system.start_job(job_id)).result()
+    writes = [(method, path.split("/")[-1]) for method, path, _ in system.standin.log if method in ("PATCH", "POST")]
+    writes = [write for write in writes if write != ("POST", "login")]
+    suffix = pid.split("/")[-1]
+    assert writes == [
+        ("PATCH", job_id),
+        ("PATCH", "datasetlifecycle"),
+        ("POST", "datablocks"),
+        ("PATCH", suffix),
+        ("PATCH", "datasetlifecycle"),
+        ("PATCH", job_id),
+    ]
+    assert seen == [True], "verified, with its manifest on the LTS, before a record of it was made"
+
+
+@pytest.mark.parametrize(
+    ("method", "pattern"),
+    [
+        pytest.param("PUT", r"/dataset\.json$", id="before the files are read"),
+        pytest.param("PUT", r"\.record\.json$", id="before registration"),
+    ],
+)
+async def test_p5_a_token_that_expires_in_the_middle_is_renewed(
+    method: str, pattern: str, system: System, faults: Callable[..., None]
+) -> None:
+    pid = await system.dataset(FILES, files_per_block=1)
+    job_id = await system.job(pid)
+    faults(S3Fault(method, pattern, before=system.standin.tokens.clear))
+    async with serving(system):
+        assert (await (await system.start_job(job_id)).result()).counts == m.Counts(archived=1)
+    await system.log_in()
+    await assert_archived(system, pid, FILES)
+    await assert_job_told_once(system, job_id)
+
+
+async def test_p5_an_outage_before_the_job_and_one_before_registration_are_waited_out(
+    system: System, faults: Callable[..., None]
+) -> None:
+    pid = await system.dataset(FILES)
+    job_id = await system.job(pid)
+    assert system.scicat is not None
+    async with serving(system):
+        await asyncio.to_thread(system.scicat.stop)
+        handle = await system.start_job(job_id)
+        waiting = await system.pending("begin-job", "archive-job", job_id, attempt=3)
+        assert "SciCat does not answer" in waiting.last_failure.message, "a wait that anybody can see"
+        faults(S3Fault("PUT", r"\.record\.json$", before=system.scicat.stop))
+        await asyncio.to_thread(system.scicat.start)
+        await system.pending("register-datablocks", "archive-dataset", pid, attempt=3)
+        await asyncio.to_thread(system.scicat.start)
+        assert (await handle.result()).counts == m.Counts(archived=1)
+    await assert_archived(system, pid, FILES)
+    await assert_job_told_once(system, job_id)
+
+
+async def test_scicat_ill_while_origdatablocks_are_read_is_a_system_error_of_that_step(
+    system: System, faults: Callable[..., None]
+) -> None:
+    pid = await system.dataset(FILES)
+    job_id = await system.job(pid)
+    faults(Fault("GET", r"/v4/origdatablocks$", times=EVER))
+    async with serving(system, SOON):
+        assert (await (await system.start_job(job_id)).result()).counts == m.Counts(system_errors=1)
+    message = await assert_clean(system, pid, "scheduleArchiveJobFailed", files=FILES)
+    for word in (pid, "SciCat refuses GET /api/v4/origdatablocks", "status 500", "; next: "):
+        assert word in message
+    error = (await system.lifecycle(pid))["archiveReturnMessage"]["error"]
+    assert error == {"type": "CatalogueFault", "kind": "system", "step": "read-origdatablocks"}
+    await assert_job_told_once(system, job_id, "finishedUnsuccessful")
+
+
+async def test_p2_a_registration_that_scicat_refuses_leaves_no_record_and_the_verified_bag_for_the_next_job(
+    system: System, faults: Callable[..., None]
+) -> None:
+    pid = await system.dataset(FILES)
+    job_id = await system.job(pid)
+    system.standin.faults.append(
+        Fault("POST", r"/v3/datablocks$", times=EVER, status=403, body={"message": "Forbidden"})
+    )
+    async with serving(system):
+        assert (await (await system.start_job(job_id)).result()).counts == m.Counts(system_errors=1)
+        message = await assert_clean(system, pid, "scheduleArchiveJobFailed", files=FILES)
+        for word in (pid, "SciCat refuses POST /api/v3/datablocks", "ADMIN_GROUPS", "status 403: Forbidden"):
+            assert word in message
+        system.standin.faults.clear()
+        written = (system.lts / pid / "data" / "1.tar.gz").stat()
+        assert (await system.archive(pid)).counts == m.Counts(archived=1)
+    await assert_archived(system, pid, FILES)
+    again = (system.lts / pid / "data" / "1.tar.gz").stat()
+    assert (again.st_ino, again.st_mtime_ns) == (written.st_ino, written.st_mtime_ns), "used again as it was"
+
+
+async def test_p5_a_password_that_scicat_takes_no_more_stops_no_end_from_being_told_once_it_is_right_again(
+    system: System, faults: Callable[..., None]
+) -> None:
+    pid = await system.dataset(FILES)
+    job_id = await system.job(pid)
+    refused = Fault("POST", r"/auth/login$", times=EVER, status=401, body={"message": "Unauthorized"})
+
+    def revoke() -> None:
+        system.standin.tokens.clear()
+        system.standin.faults.append(refused)
+
+    faults(S3Fault("PUT", r"\.record\.json$", before=revoke))
+    async with serving(system):
+        handle = await system.start_job(job_id)
+        await system.pending("fail-dataset", "archive-dataset", pid, attempt=2)
+        system.standin.faults.clear()
+        assert (await handle.result()).counts == m.Counts(system_errors=1)
+    await system.log_in()
+    message = await assert_clean(system, pid, "scheduleArchiveJobFailed", files=FILES)
+    assert "SciCat refuses the login of 'archiver'" in message
+    await assert_job_told_once(system, job_id, "finishedUnsuccessful")
+
+
+# --- S3 -----------------------------------------------------------------------------------------------------------------
+
+
+async def test_an_s3_that_refuses_our_keys_is_a_system_error_that_names_the_bucket(
+    system: System, s3: S3Settings
+) -> None:
+    pid = await system.dataset(FILES)
+    landing = {"s3": {"endpoint": str(s3.endpoint), "access_key": s3.access_key, "secret_key": "wrong"}}
+    async with serving(system, {**SOON, "landing": landing}):
+        result = await system.archive(pid)
+    assert result.counts == m.Counts(system_errors=1)
+    message = await assert_clean(system, pid, "scheduleArchiveJobFailed", files=FILES)
+    for word in (pid, system.landing_bucket, "SignatureDoesNotMatch", "; next: ", "our keys"):
+        assert word in message
+    error = (await system.lifecycle(pid))["archiveReturnMessage"]["error"]
+    assert error == {"type": "SourceFault", "kind": "system", "step": "plan-dataset"}
+    await assert_job_told_once(system, result.job_id, "finishedUnsuccessful")
+
+
+async def test_p5_a_staging_bucket_that_refuses_leaves_no_dataset_in_progress(
+    system: System, faults: Callable[..., None]
+) -> None:
+    pid = await system.dataset(FILES)
+    faults(S3Fault("PUT", r"/dataset\.json$", times=EVER, status=403))
+    async with serving(system, SOON):
+        result = await system.archive(pid)
+    assert result.counts == m.Counts(system_errors=1)
+    message = await assert_clean(system, pid, "scheduleArchiveJobFailed", files=FILES)
+    assert system.staging_bucket in message
+    error = (await system.lifecycle(pid))["archiveReturnMessage"]["error"]
+    assert error == {"type": "StagingFault", "kind": "system", "step": "begin-dataset"}
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        pytest.param([S3Fault("GET", r"/raw/large\.h5", times=3, reset=True)], id="source reads are reset"),
+        pytest.param([S3Fault("GET", r"/raw/large\.h5", times=4, status=503)], id="source reads are answered with 503"),
+        pytest.param([S3Fault("GET", r"landing.*list-type", times=2, status=503)], id="the landing zone's list is 503"),
+        pytest.param([S3Fault("PUT", r"partNumber=2", times=2, reset=True)], id="an upload is reset in the middle"),
+        pytest.param([S3Fault("PUT", r"partNumber=1", times=3, status=503)], id="uploads are answered with 503"),
+        pytest.param([S3Fault("POST", r"\.tar\?uploadId", times=2, status=500)], id="completion fails"),
+        pytest.param([S3Fault("GET", r"staging.*\.tar$", times=2, reset=True)], id="reads of staging are reset"),
+        pytest.param([S3Fault("POST", r"staging.*delete", times=2, status=503)], id="cleaning up is answered with 503"),
+    ],
+)  # fmt: skip
+async def test_p5_a_dataset_is_archived_although(
+    wanted: list[S3Fault], system: System, faults: Callable[..., None]
+) -> None:
+    pid = await system.dataset(LARGE)
+    faults(*wanted)
+    async with serving(system, {"datablock": {"format": "tar"}}):
+        assert (await system.archive(pid)).counts == m.Counts(archived=1)
+    await assert_archived(system, pid, LARGE)
+
+
+@pytest.mark.parametrize("pattern", [r"landing.*/raw/large\.h5", r"staging.*\.tar$", r"staging.*/1\.manifest"])
+async def test_p4_other_bytes_that_the_network_served_once_are_found_and_read_again(
+    pattern: str, system: System, faults: Callable[..., None]
+) -> None:
+    pid = await system.dataset(LARGE)
+    faults(S3Fault("GET", pattern, flip=True))
+    async with serving(system, {"datablock": {"format": "tar"}}):
+        assert (await system.archive(pid)).counts == m.Counts(archived=1)
+    await assert_archived(system, pid, LARGE)
+
+
+async def test_p2_other_bytes_that_staging_keeps_serving_are_never_registered(
+    system: System, faults: Callable[..., None]
+) -> None:
+    pid = await system.dataset(FILES)
+    faults(S3Fault("GET", r"staging.*\.tar\.gz$", times=EVER, flip=True))
+    async with serving(system):
+        result = await system.archive(pid)
+    assert result.counts == m.Counts(system_errors=1)
+    message = await assert_clean(system, pid, "scheduleArchiveJobFailed", files=FILES)
+    for word in (pid, "datablock 1", "staging gave other bytes", "SHA-256", "; next: "):
+        assert word in message
+    error = (await system.lifecycle(pid))["archiveReturnMessage"]["error"]
+    assert error == {"type": "IntegrityMismatch", "kind": "system", "step": "copy-to-lts"}
+
+
+def _replace(system: System, pid: str, data: bytes | None) -> Callable[[], None]:
+    key = f"{pid}/raw/large.h5"
+
+    def change() -> None:
+        if data is None:
+            system.boto.delete_object(Bucket=system.landing_bucket, Key=key)
+        else:
+            system.boto.put_object(Bucket=system.landing_bucket, Key=key, Body=data)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("data", "found"),
+    [
+        pytest.param(b"x" * len(LARGE["raw/large.h5"]), "another version", id="other bytes of the same size"),
+        pytest.param(b"x", "another version", id="another size"),
+        pytest.param(None, "nothing", id="no file"),
+    ],
+)
+@pytest.mark.parametrize("skip", [0, 2], ids=["before it is read", "while it is read"])
+async def test_p4_a_source_that_changes_after_it_was_planned_is_a_content_error(
+    data: bytes | None, found: str, skip: int, system: System, faults: Callable[..., None]
+) -> None:
+    pid = await system.dataset(LARGE)
+    faults(S3Fault("GET", r"/raw/large\.h5", skip=skip, before=_replace(system, pid, data)))
+    async with serving(system):
+        result = await system.archive(pid)
+    assert result.counts == m.Counts(content_errors=1)
+    left = {"raw/b.h5": LARGE["raw/b.h5"]} if data is None else {**LARGE, "raw/large.h5": data}
+    message = await assert_clean(system, pid, "missingFilesError", files=left)
+    for word in (pid, "datablock 1", "'raw/large.h5'", "changed or vanished", f"found {found}", "let the files rest"):
+        assert word in message
+    error = (await system.lifecycle(pid))["archiveReturnMessage"]["error"]
+    assert error == {"type": "SourceChanged", "kind": "content", "step": "pack-datablock"}
+    assert not (system.lts / pid).exists()
+
+
+# --- workers that must not, or may, start -----------------------------------------------------------------------------------
+
+
+async def test_a_worker_is_refused_at_start_in_four_lines_if(make_system: MakeSystem) -> None:
+    system = await make_system()
+    wrong = system.worker("catalogue", {"scicat": {"password": "wrong-secret"}}, wait=False)
+    unmarked = system.folder / "unmarked"
+    unmarked.mkdir()
+    other = system.worker("lts", {"lts": {"root": str(unmarked)}}, wait=False)
+    for child, says in ((wrong, "SciCat refuses the login of 'archiver'"), (other, "is not the LTS 'test'")):
+        for _ in range(600):
+            if child.exit_code is not None:
+                break
+            await asyncio.sleep(0.1)
+        assert child.exit_code == 6, child.log.read_text()
+        lines = child.log.read_text().splitlines()
+        assert [line[:9].strip() for line in lines] == ["error", "expected", "found", "next"]
+        assert says in lines[0]
+        assert "wrong-secret" not in child.log.read_text()
+    assert list(unmarked.iterdir()) == []
+
+
+async def test_p5_a_worker_starts_while_scicat_is_down_and_works_when_it_is_back(system: System) -> None:
+    pid = await system.dataset(FILES)
+    job_id = await system.job(pid)
+    assert system.scicat is not None
+    await asyncio.to_thread(system.scicat.stop)
+    async with serving(system):
+        handle = await system.start_job(job_id)
+        await asyncio.to_thread(system.scicat.start)
+        assert (await handle.result()).counts == m.Counts(archived=1)
+    await assert_archived(system, pid, FILES)
+
+
+async def test_a_job_that_scicat_stops_knowing_ends_in_words_and_leaves_nothing(
+    system: System, faults: Callable[..., None]
+) -> None:
+    pid = await system.dataset(FILES)
+    job_id = await system.job(pid)
+    faults(S3Fault("PUT", r"\.record\.json$", before=lambda: system.standin.store.delete("jobs", job_id)))
+    async with serving(system):
+        with pytest.raises(WorkflowFailureError) as failed:
+            await (await system.start_job(job_id)).result()
+    assert f"SciCat knows no job {job_id}" in str(failed.value.cause)
+    await assert_archived(system, pid, FILES)
+    nothing_left(system, pid)
