@@ -152,7 +152,8 @@ class SciCat:
     async def origdatablocks(self, pid: str) -> AsyncIterator[OrigDatablock]:
         """Every origdatablock, a few at a time, compared with SciCat's count.
 
-        Raises ``CatalogueFault`` if SciCat shows fewer than it counts, or none of a dataset that has files.
+        Raises ``CatalogueFault`` if SciCat shows fewer than it counts, none of a dataset that has files, or has another
+        number at the end.
         """
         ids = [entry["_id"] for entry in await self._complete("origdatablocks", pid, self._ids)]
         if not ids:
@@ -169,6 +170,13 @@ class SciCat:
             wanted = ids[start : start + BLOCKS_AT_ONCE]
             for block in await self._blocks(pid, wanted):
                 yield block
+        if (count := await self._count(pid, "origdatablocks")) != len(ids):
+            raise self._session.fault(
+                f"the origdatablocks of dataset {pid} changed while they were read",
+                f"{len(ids)} origdatablocks",
+                f"{count}",
+                next_step="retried; see whether its ingest is still going on",
+            )
 
     async def _blocks(self, pid: str, wanted: list[str]) -> list[OrigDatablock]:
         """These origdatablocks; read again once if they are not all there: our token may have expired."""

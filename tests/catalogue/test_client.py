@@ -18,7 +18,19 @@ from archiver.catalogue.session import QUICK_TRIES
 from archiver.catalogue.standin.app import Account, Fault, StandInSettings
 from archiver.errors import ArchiverError, CatalogueFault, CatalogueRecordInvalid, UnknownJob
 from cli.servers import free_port
-from tests.catalogue.place import ADMIN, PASSWORD, Break, Place, answering, at, datablock, job, record, scicat_settings
+from tests.catalogue.place import (
+    ADMIN,
+    PASSWORD,
+    Break,
+    Place,
+    answering,
+    at,
+    datablock,
+    job,
+    origdatablock,
+    record,
+    scicat_settings,
+)
 from tests.pipeline.system import StandInServer
 
 BLOCKS = 123
@@ -152,6 +164,19 @@ async def test_origdatablocks_that_vanish_while_they_are_read_are_a_fault(place:
             async for _ in blocks:
                 pass
     assert caught.value.retryable
+
+
+async def test_an_origdatablock_that_comes_while_others_are_read_is_a_fault_to_be_retried(place: Place) -> None:
+    pid = await place.dataset(blocks=3)
+    async with place.scicat() as scicat:
+        blocks = scicat.origdatablocks(pid)
+        await anext(blocks)
+        await place.ask("POST", "/api/v3/origdatablocks", origdatablock(pid, 9))
+        with pytest.raises(CatalogueFault, match="changed while they were read") as caught:
+            async for _ in blocks:
+                pass
+        assert caught.value.retryable
+        assert len(await paths(scicat, pid)) == 8
 
 
 async def test_no_origdatablock_where_scicat_counts_files_is_a_fault_and_no_empty_dataset(place: Place) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from urllib.parse import quote
 import httpx
 import pytest
 
+from archiver.catalogue.standin import blocks
 from archiver.catalogue.standin.app import Account, Fault, StandInSettings, create_app
 from cli.servers import Child, clean_environment, free_port
 from tests.catalogue.place import (
@@ -48,12 +50,12 @@ async def large() -> tuple[Place, str]:
     return place, pid
 
 
-@pytest.mark.parametrize("blocks", ["origdatablocks", "datablocks"])
+@pytest.mark.parametrize("collection", ["origdatablocks", "datablocks"])
 async def test_a_nested_list_stops_at_100_without_paging_while_the_count_is_true(
-    large: tuple[Place, str], blocks: str
+    large: tuple[Place, str], collection: str
 ) -> None:
     place, pid = large
-    path = at(pid, version="v3", more=f"/{blocks}")
+    path = at(pid, version="v3", more=f"/{collection}")
     assert len(await listed(place, path)) == 100
     limits = {"limits": {"limit": 200, "skip": 100}}
     assert len(await listed(place, path, limits)) == 100
@@ -684,6 +686,28 @@ async def test_each_file_of_a_block_gets_an_id(place: Place) -> None:
 async def test_a_body_that_is_no_json_is_a_400(place: Place, data: bytes) -> None:
     async with place.http() as http:
         assert (await http.post("/api/v3/datablocks", content=data)).status_code == 400
+
+
+async def test_callers_are_served_while_a_block_of_many_files_is_looked_at(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_go, begun, checked = threading.Event(), threading.Event(), blocks._checked
+
+    def wait(files: list[Any]) -> list[dict[str, Any]]:
+        begun.set()
+        assert may_go.wait(60)
+        return checked(files)
+
+    monkeypatch.setattr(blocks, "_checked", wait)
+    pid = await place.dataset()
+    body = origdatablock(pid, 0, blocks.MANY + 1)
+    posting = asyncio.create_task(place.ask("POST", "/api/v3/origdatablocks", body))
+    while not begun.is_set():
+        await asyncio.sleep(0.01)
+    assert (await place.ask("GET", at(pid))).status_code == 200
+    may_go.set()
+    assert (await posting).status_code == 201
+    assert (await place.ask("GET", at(pid))).json()["numberOfFiles"] == blocks.MANY + 1
 
 
 async def test_a_fault_that_executes_does_the_call_once_and_loses_its_answer(place: Place) -> None:

@@ -23,6 +23,7 @@ from archiver.catalogue.standin.store import Raw
 __all__ = ["Account", "Fault", "StandIn", "StandInSettings", "create_app"]
 
 MAX_BODY = 16 * 2**20
+LARGE = 2**16
 EXACT = 2**53
 """Integers above it lose their last digits, as all numbers are doubles there (3.1)."""
 
@@ -128,7 +129,8 @@ async def _do(standin: StandIn, request: Request, path: str, data: bytes) -> Res
     try:
         if len(data) > MAX_BODY:
             raise Problem(500, "Internal server error")
-        body = json.loads(data, parse_int=_double, parse_constant=_no_json) if data else None
+        # Beside the others: a body may be megabytes.
+        body = await asyncio.to_thread(_parsed, data) if len(data) > LARGE else _parsed(data)
         for method, pattern, handler in _COMPILED:
             match = pattern.fullmatch(path)
             if method == request.method and match:
@@ -152,6 +154,10 @@ async def _do(standin: StandIn, request: Request, path: str, data: bytes) -> Res
     except (TypeError, KeyError, AttributeError):
         logging.getLogger(__name__).exception("%s %s", request.method, path)
         return _response(500, "Internal server error")
+
+
+def _parsed(data: bytes) -> Any:
+    return json.loads(data, parse_int=_double, parse_constant=_no_json) if data else None
 
 
 def _double(digits: str) -> int:

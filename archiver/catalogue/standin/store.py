@@ -81,11 +81,14 @@ class Store:
         rows = self._rows("SELECT body FROM records WHERE collection = ? AND tag = ?", collection, tag)
         return [json.loads(row[0]) for row in rows]
 
-    def whole(self, collection: str, heads: list[Document]) -> Raw:
-        """These documents with their lists of files, as one JSON array."""
+    def whole(self, collection: str, head: Document) -> Raw:
+        """This document with its list of files."""
         query = "SELECT body, files FROM records WHERE collection = ? AND id = ?"
-        rows = [row for head in heads for row in self._rows(query, collection, head["_id"])]
-        return Raw("[" + ", ".join(_whole(*row) for row in rows) + "]")
+        return Raw(", ".join(_whole(*row) for row in self._rows(query, collection, head["_id"])))
+
+    def list_of(self, collection: str, heads: list[Document]) -> Raw:
+        """These documents with their lists of files, as one JSON array."""
+        return Raw("[" + ", ".join(self.whole(collection, head).text for head in heads) + "]")
 
     def counts(self, collection: str, parent: str) -> list[int]:
         """How many files each document of the parent lists."""
