@@ -25,7 +25,7 @@ from urllib.parse import quote
 from archiver.datablock.bag import PAYLOAD_MANIFEST, TAG_MANIFEST, read_bag_info, read_manifest_sha256
 from archiver.datablock.manifest import ManifestReader
 from archiver.direct_io import PastCacheReader
-from archiver.errors import IntegrityMismatch, LtsFault, LtsFull, LtsMarkerMissing
+from archiver.errors import IntegrityMismatch, LtsFault, LtsFull, LtsMarkerMissing, StagingFault
 from archiver.progress import Progress
 from archiver.settings import LtsSettings
 from archiver.storage.direct_write import publish, write_stream
@@ -116,6 +116,14 @@ class Lts(Protocol):
 
     def condemn(self, dataset: str, name: str, reason: str) -> None:
         """Set a file aside."""
+
+
+def _of_staging(chunks: Iterable[Buffer]) -> Iterator[Buffer]:
+    """An ``OSError`` of theirs is not the LTS's (rule 7)."""
+    try:
+        yield from chunks
+    except OSError as error:
+        raise StagingFault(f"the staged datablock cannot be read: {error}", next_step="retried") from None
 
 
 class FileSystemLts:
@@ -235,7 +243,9 @@ class FileSystemLts:
     def release(self, key: str) -> None:
         """As ``Lts``."""
         with self._faults("promise"):
-            self._promise(key).unlink(missing_ok=True)
+            # Looked for first: a file system that is read-only refuses to remove even what is not there.
+            if self._promise(key).exists():
+                self._promise(key).unlink(missing_ok=True)
 
     # --- datablocks ---------------------------------------------------------------------------------------------------
 
@@ -261,7 +271,7 @@ class FileSystemLts:
         with self._faults(str(final)), self._partial(final, attempt) as partial:
             written, found = write_stream(
                 partial,
-                chunks,
+                _of_staging(chunks),
                 size=size,
                 direct_io=self._settings.direct_io != "never",
                 # What fallocate holds is no longer free: the promise would count it twice.
@@ -293,7 +303,6 @@ class FileSystemLts:
                     next_step="it is set aside and made anew",
                     retryable=False,
                 ) from None
-        self._sync_directory(final.parent)
 
     def _same(self, final: Path, size: int, sha256: str, progress: Progress) -> None:
         """An earlier attempt published it: the same bytes, or somebody else's."""
@@ -376,7 +385,8 @@ class FileSystemLts:
                     next_step="an archive that exists is never replaced: compare it with SciCat",
                     retryable=False,
                 )
-            return
+            with self._faults(str(folder)), self._partial(folder / TAG_MANIFEST, "bag"):
+                return  # only what a crash right after the last step left is cleared
         self.remove_unverified(dataset)
         missing = [n for n in read_manifest_sha256(files[PAYLOAD_MANIFEST]) if self.size_of(dataset, n) is None]
         if missing:
@@ -394,7 +404,6 @@ class FileSystemLts:
                     self._write_small(draft, files[name])
                     draft.replace(folder / name)
                 progress.note(f"wrote {name}")
-            self._sync_directory(folder)
             self._write_durably(folder / last, files[last], "bag")
 
     def _small(self, path: Path) -> bytes:
@@ -418,7 +427,6 @@ class FileSystemLts:
                         next_step="compare the LTS with SciCat; nothing was overwritten",
                         retryable=False,
                     ) from None
-            self._sync_directory(final.parent)
 
     def _write_small(self, path: Path, data: bytes) -> None:
         """Create ``path`` durably, and see that it reads back from below the page cache as it was written."""
@@ -440,7 +448,9 @@ class FileSystemLts:
 
     @contextmanager
     def _partial(self, final: Path, attempt: str) -> Iterator[Path]:
-        """The name under which this attempt writes ``final``, in a durable folder; nothing is left under it afterwards."""
+        """The name under which this attempt writes ``final``, in a durable folder. Afterwards nothing is left under it, and
+        what was done in the folder is durable.
+        """
         self._make_directories(final.parent)
         partial = final.with_name(f".{final.name}.{attempt}.partial")
         partial.unlink(missing_ok=True)
@@ -452,6 +462,8 @@ class FileSystemLts:
                 partial.unlink(missing_ok=True)
             raise
         partial.unlink(missing_ok=True)
+        # One fsync for both: the new name, and the end of this one.
+        self._sync_directory(final.parent)
 
     # --- what is there ------------------------------------------------------------------------------------------------
 
@@ -564,7 +576,8 @@ class FileSystemLts:
         Also one that is there: who made it may have died, or not come so far, before it was durable.
         """
         while folder != self._root:
-            folder.mkdir(parents=True, exist_ok=True)
+            if not folder.is_dir():
+                folder.mkdir(parents=True, exist_ok=True)
             folder = folder.parent
             self._sync_directory(folder)
 

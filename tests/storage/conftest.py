@@ -74,15 +74,23 @@ class Disk:
         """Take it away; an empty directory stays."""
         run("umount", str(self.folder))
 
-    def cut_power(self) -> None:
-        """Nothing that is not on the disk by now gets there; then it is mounted again."""
+    def shut_down(self) -> None:
+        """From now on nothing reaches the disk, not even what the journal holds: the instant when power goes."""
         root = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
             fcntl.ioctl(root, SHUTDOWN, struct.pack("I", 2))
         finally:
             os.close(root)
+
+    def remount(self) -> None:
+        """Power is back."""
         self.unmount()
         self.mount()
+
+    def cut_power(self) -> None:
+        """Off and on."""
+        self.shut_down()
+        self.remount()
 
 
 def run(*command: str) -> str:

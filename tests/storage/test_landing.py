@@ -107,7 +107,7 @@ def zone(request: pytest.FixtureRequest) -> Zone:
     return bucket_zone(request.getfixturevalue({"versitygw": "s3", "moto": "moto"}[request.param]))
 
 
-# --- all kinds ----------------------------------------------------------------------------------------------------------
+# --- all kinds --------------------------------------------------------------------------------------------------------
 
 
 def test_p4_every_file_is_listed_once_in_the_order_of_bytes_and_read_as_it_is(zone: Zone) -> None:
@@ -177,7 +177,7 @@ def test_p1_hostile_names_are_deleted_by_their_own_bytes(zone: Zone) -> None:
     assert set(zone.left()) == spared
 
 
-# --- S3 -----------------------------------------------------------------------------------------------------------------
+# --- S3 ---------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", ["/lead", "d//e", "x/./y", "x/../y", "\x01"], ids=ascii)
@@ -214,7 +214,7 @@ def test_a_server_that_does_not_list_in_order_is_refused(s3: S3Settings, monkeyp
     assert not caught.value.retryable
 
 
-# --- directories ----------------------------------------------------------------------------------------------------------
+# --- directories ------------------------------------------------------------------------------------------------------
 
 
 def link_to_file(path: Path, outside: Path) -> None:
@@ -427,7 +427,7 @@ def test_an_unmounted_landing_zone_is_the_sources_fault_and_no_missing_files(tmp
         assert caught.value.retryable
 
 
-# --- where it is ----------------------------------------------------------------------------------------------------------
+# --- where it is ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("template", ["file://{root}/data{{source_folder}}", "file://{root}/data/{{source_folder}}/"])
