@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+import re
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
@@ -296,91 +299,103 @@ async def test_p5_a_staging_bucket_that_refuses_leaves_no_dataset_in_progress(
     assert error == {"type": "StagingFault", "kind": "system", "step": "begin-dataset"}
 
 
-@pytest.mark.parametrize(
-    "wanted",
-    [
-        pytest.param([S3Fault("GET", r"/raw/large\.h5", times=3, reset=True)], id="source reads are reset"),
-        pytest.param([S3Fault("GET", r"/raw/large\.h5", times=4, status=503)], id="source reads are answered with 503"),
-        pytest.param([S3Fault("GET", r"landing.*list-type", times=2, status=503)], id="the landing zone's list is 503"),
-        pytest.param([S3Fault("PUT", r"partNumber=2", times=2, reset=True)], id="an upload is reset in the middle"),
-        pytest.param([S3Fault("PUT", r"partNumber=1", times=3, status=503)], id="uploads are answered with 503"),
-        pytest.param([S3Fault("POST", r"\.tar\?uploadId", times=2, status=500)], id="completion fails"),
-        pytest.param([S3Fault("GET", r"staging.*\.tar$", times=2, reset=True)], id="reads of staging are reset"),
-        pytest.param([S3Fault("POST", r"staging.*delete", times=2, status=503)], id="cleaning up is answered with 503"),
-    ],
-)  # fmt: skip
-async def test_p5_a_dataset_is_archived_although(
-    wanted: list[S3Fault], system: System, faults: Callable[..., None]
-) -> None:
-    pid = await system.dataset(LARGE)
-    faults(*wanted)
-    async with serving(system, {"datablock": {"format": "tar"}}):
-        assert (await system.archive(pid)).counts == m.Counts(archived=1)
-    await assert_archived(system, pid, LARGE)
+@dataclass(frozen=True)
+class Trouble:
+    """What befalls the requests for one dataset's objects, and how the dataset ends: ``error`` as SciCat has it."""
+
+    faults: Sequence[S3Fault]
+    """With patterns of what follows the pid in a request."""
+    error: Mapping[str, str] | None = None
+    says: Sequence[str] = ()
+    source: bytes | None = LARGE["raw/large.h5"]
+    """What lies in the landing zone in the end."""
 
 
-@pytest.mark.parametrize("pattern", [r"landing.*/raw/large\.h5", r"staging.*\.tar$", r"staging.*/1\.manifest"])
-async def test_p4_other_bytes_that_the_network_served_once_are_found_and_read_again(
-    pattern: str, system: System, faults: Callable[..., None]
-) -> None:
-    pid = await system.dataset(LARGE)
-    faults(S3Fault("GET", pattern, flip=True))
-    async with serving(system, {"datablock": {"format": "tar"}}):
-        assert (await system.archive(pid)).counts == m.Counts(archived=1)
-    await assert_archived(system, pid, LARGE)
+def changed(data: bytes | None, found: str, skip: int) -> Trouble:
+    """The large file is replaced, or removed, just before its first or third part is read."""
+    error = {"type": "SourceChanged", "kind": "content", "step": "pack-datablock"}
+    says = ["datablock 1", "'raw/large.h5'", "changed or vanished", f"found {found}", "; next: let the files rest"]
+    return Trouble([S3Fault("GET", r"/raw/large\.h5$", skip=skip)], error, says, data)
 
 
-async def test_p2_other_bytes_that_staging_keeps_serving_are_never_registered(
+SAME_SIZE = b"x" * len(LARGE["raw/large.h5"])
+TROUBLES = {
+    "source reads that are reset": Trouble([S3Fault("GET", r"/raw/large\.h5$", times=3, reset=True)]),
+    "source reads that are answered with 503": Trouble([S3Fault("GET", r"/raw/large\.h5$", times=4, status=503)]),
+    "a list of the landing zone that is answered with 503": Trouble([S3Fault("GET", r"/&", times=2, status=503)]),
+    "an upload that is reset in the middle": Trouble([S3Fault("PUT", r".*partNumber=2", times=2, reset=True)]),
+    "an upload that is answered with 503": Trouble([S3Fault("PUT", r".*partNumber=1", times=3, status=503)]),
+    "an upload whose completion fails": Trouble([S3Fault("POST", r".*\.tar\?uploadId", times=2, status=500)]),
+    "reads of staging that are reset": Trouble([S3Fault("GET", r".*/1\.tar$", times=2, reset=True)]),
+    "one flipped bit in the source": Trouble([S3Fault("GET", r"/raw/large\.h5$", flip=True)]),
+    "one flipped bit in the staged datablock": Trouble([S3Fault("GET", r".*/1\.tar$", flip=True)]),
+    "one flipped bit in the staged manifest": Trouble([S3Fault("GET", r".*/1\.manifest\.jsonl\.gz$", flip=True)]),
+    "a staged datablock that is other bytes at every read": Trouble(
+        [S3Fault("GET", r".*/1\.tar$", times=EVER, flip=True)],
+        {"type": "IntegrityMismatch", "kind": "system", "step": "copy-to-lts"},
+        ["datablock 1", "staging gave other bytes", "expected 10", "SHA-256", "; next: "],
+    ),
+    "a source of other bytes and the same size, before it is read": changed(SAME_SIZE, "another version", 0),
+    "a source of other bytes and the same size, while it is read": changed(SAME_SIZE, "another version", 2),
+    "a source of another size, before it is read": changed(b"x", "another version", 0),
+    "a source of another size, while it is read": changed(b"x", "another version", 2),
+    "a source that vanishes before it is read": changed(None, "nothing", 0),
+    "a source that vanishes while it is read": changed(None, "nothing", 2),
+}
+
+
+def replace_source(system: System, pid: str, data: bytes | None) -> None:
+    """As the user would while the dataset is archived."""
+    where = {"Bucket": system.landing_bucket, "Key": f"{pid}/raw/large.h5"}
+    if data is None:
+        system.boto.delete_object(**where)
+    else:
+        system.boto.put_object(**where, Body=data)
+
+
+@pytest.fixture(scope="module")
+async def troubled(system: System, proxy: FaultyS3) -> dict[str, str]:
+    """One job over a dataset for each trouble; the pids."""
+    pids = {}
+    for name, trouble in TROUBLES.items():
+        pids[name] = pid = await system.dataset(LARGE)
+        for fault in trouble.faults:
+            fault.pattern = re.escape(pid) + fault.pattern
+            if trouble.source != LARGE["raw/large.h5"]:
+                fault.before = partial(replace_source, system, pid, trouble.source)
+            proxy.faults.append(fault)
+    overrides = {"datablock": {"format": "tar"}, "archive": {"datasets_at_once": len(TROUBLES)}}
+    async with serving(system, overrides):
+        counts = (await system.archive(*pids.values())).counts
+    proxy.faults.clear()
+    assert counts == m.Counts(archived=10, content_errors=6, system_errors=1)
+    return pids
+
+
+@pytest.mark.parametrize("name", TROUBLES)
+async def test_p4_a_dataset_ends_rightly_after(name: str, troubled: dict[str, str], system: System) -> None:
+    trouble, pid = TROUBLES[name], troubled[name]
+    assert all(fault.befell for fault in trouble.faults)
+    if trouble.error is None:
+        await assert_archived(system, pid, LARGE)
+        return
+    left = {path: data for path, data in {**LARGE, "raw/large.h5": trouble.source}.items() if data is not None}
+    status = "missingFilesError" if trouble.error["kind"] == "content" else "scheduleArchiveJobFailed"
+    message = await assert_clean(system, pid, status, files=left)
+    for word in (pid, *trouble.says):
+        assert word in message, f"{word!r} is not said in: {message}"
+    assert (await system.lifecycle(pid))["archiveReturnMessage"]["error"] == trouble.error
+    assert not (system.lts / pid).exists()
+
+
+async def test_p6_staging_that_answers_a_deletion_with_503_is_cleaned_all_the_same(
     system: System, faults: Callable[..., None]
 ) -> None:
     pid = await system.dataset(FILES)
-    faults(S3Fault("GET", r"staging.*\.tar\.gz$", times=EVER, flip=True))
+    faults(S3Fault("POST", r"staging.*delete", times=2, status=503))
     async with serving(system):
-        result = await system.archive(pid)
-    assert result.counts == m.Counts(system_errors=1)
-    message = await assert_clean(system, pid, "scheduleArchiveJobFailed", files=FILES)
-    for word in (pid, "datablock 1", "staging gave other bytes", "SHA-256", "; next: "):
-        assert word in message
-    error = (await system.lifecycle(pid))["archiveReturnMessage"]["error"]
-    assert error == {"type": "IntegrityMismatch", "kind": "system", "step": "copy-to-lts"}
-
-
-def _replace(system: System, pid: str, data: bytes | None) -> Callable[[], None]:
-    key = f"{pid}/raw/large.h5"
-
-    def change() -> None:
-        if data is None:
-            system.boto.delete_object(Bucket=system.landing_bucket, Key=key)
-        else:
-            system.boto.put_object(Bucket=system.landing_bucket, Key=key, Body=data)
-
-    return change
-
-
-@pytest.mark.parametrize(
-    ("data", "found"),
-    [
-        pytest.param(b"x" * len(LARGE["raw/large.h5"]), "another version", id="other bytes of the same size"),
-        pytest.param(b"x", "another version", id="another size"),
-        pytest.param(None, "nothing", id="no file"),
-    ],
-)
-@pytest.mark.parametrize("skip", [0, 2], ids=["before it is read", "while it is read"])
-async def test_p4_a_source_that_changes_after_it_was_planned_is_a_content_error(
-    data: bytes | None, found: str, skip: int, system: System, faults: Callable[..., None]
-) -> None:
-    pid = await system.dataset(LARGE)
-    faults(S3Fault("GET", r"/raw/large\.h5", skip=skip, before=_replace(system, pid, data)))
-    async with serving(system):
-        result = await system.archive(pid)
-    assert result.counts == m.Counts(content_errors=1)
-    left = {"raw/b.h5": LARGE["raw/b.h5"]} if data is None else {**LARGE, "raw/large.h5": data}
-    message = await assert_clean(system, pid, "missingFilesError", files=left)
-    for word in (pid, "datablock 1", "'raw/large.h5'", "changed or vanished", f"found {found}", "let the files rest"):
-        assert word in message
-    error = (await system.lifecycle(pid))["archiveReturnMessage"]["error"]
-    assert error == {"type": "SourceChanged", "kind": "content", "step": "pack-datablock"}
-    assert not (system.lts / pid).exists()
+        assert (await system.archive(pid)).counts == m.Counts(archived=1)
+    await assert_archived(system, pid, FILES)
 
 
 # --- workers that must not, or may, start -----------------------------------------------------------------------------------
