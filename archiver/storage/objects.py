@@ -210,6 +210,8 @@ class Bucket:
         with self._obstore_faults(key):
             try:
                 answer = obstore.get(self._store, key)
+                if not answer.meta["e_tag"]:
+                    raise self._not_whole(key, "an object with an ETag", f"{answer.meta['size']} B without")
                 return bytes(answer.bytes()), answer.attributes.get(DIGEST)
             except (obstore_errors.NotFoundError, FileNotFoundError) as error:
                 self._confirm_missing(key, str(error))
@@ -219,6 +221,8 @@ class Bucket:
         with self._boto_faults(key):
             try:
                 answer = self.boto.get_object(Bucket=self.name, Key=key)
+                if not answer.get("ETag"):
+                    raise self._not_whole(key, "an object with an ETag", f"{answer['ContentLength']} B without")
                 return answer["Body"].read(), answer["Metadata"].get(DIGEST)
             except ClientError as error:
                 if (code := error.response["Error"]["Code"]) in ("404", "NoSuchKey"):
@@ -361,15 +365,14 @@ class Bucket:
         with self._obstore_faults(key):
             try:
                 answer = obstore.get(self._store, key, options=options)
-                found = answer.meta["size"]
+                found, etag = answer.meta["size"], answer.meta["e_tag"]
                 data = answer.bytes() if found == size else b""
             except (obstore_errors.NotFoundError, FileNotFoundError) as error:
                 self._confirm_missing(key, str(error))
                 raise ObjectChanged(key, f"{size} B in version {version}", "nothing") from None
             except obstore_errors.PreconditionError:
                 raise ObjectChanged(key, f"{size} B in version {version}", "another version") from None
-        if found != size or len(data) != length:
-            raise ObjectChanged(key, f"{length} of {size} B", f"{len(data)} of {found} B")
+        self._whole(key, version, etag, f"{length} of {size} B", f"{len(data)} of {found} B")
         return data  # type: ignore[return-value]
 
     def _read_part_boto(self, key: str, size: int, version: str, start: int, length: int) -> Buffer:
@@ -391,9 +394,24 @@ class Bucket:
                         self._confirm_missing(key, code)
                     raise ObjectChanged(key, f"{size} B in version {version}", code) from None
                 raise
-        if len(data) != length or not answer["ContentRange"].endswith(f"/{size}"):
-            raise ObjectChanged(key, f"{length} of {size} B", f"{len(data)} B of {answer['ContentRange']}")
+        found = answer.get("ContentRange", "").rpartition("/")[2]
+        self._whole(key, version, answer.get("ETag"), f"{length} of {size} B", f"{len(data)} of {found} B")
         return data
+
+    def _whole(self, key: str, version: str, etag: str | None, expected: str, found: str) -> None:
+        """Raises ``ObjectChanged`` if the answer is of another version, and the side's fault if it is not whole."""
+        if etag and version and etag.removeprefix("W/") != version.removeprefix("W/"):
+            raise ObjectChanged(key, f"{expected} in version {version}", f"{found} in version {etag}")
+        if found != expected:
+            raise self._not_whole(key, expected, found)
+
+    def _not_whole(self, key: str, expected: str, found: str) -> SystemFault:
+        return self._side(
+            f"bucket {self.name}, object {key[:200]!a}: the server's answer is not whole, or not S3's",
+            expected=expected,
+            found=found,
+            next_step="retried; see the S3 server and what lies before it",
+        )
 
     # --- clients and faults -----------------------------------------------------------------------------------------
 
