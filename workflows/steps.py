@@ -49,7 +49,6 @@ class Step(Generic[Request, Result]):
     """Time limit of one attempt for a payload of no bytes."""
     slowest_mib_per_second: float = 0
     """Adds ``size / speed`` to the limit; 0: the limit does not depend on sizes."""
-    heartbeats: bool = False
     never_gives_up: bool = False
     """Retried without end: the truth must be told, or the place tidied, however long that takes."""
 
@@ -78,7 +77,7 @@ class Step(Generic[Request, Result]):
             task_queue=self.queue,
             result_type=self.result,
             start_to_close_timeout=limit,
-            heartbeat_timeout=timedelta(seconds=policy.heartbeat_seconds) if self.heartbeats else None,
+            heartbeat_timeout=timedelta(seconds=policy.heartbeat_seconds),
             retry_policy=self.retry(policy),
             cancellation_type=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
             summary=summary[:200],
@@ -102,31 +101,31 @@ CALL = timedelta(minutes=5)
 
 # fmt: off
 # --- catalogue: every SciCat call -------------------------------------------------------------------------------------
-BEGIN_JOB = Step[m.BeginJobRequest, m.BeginJobResult]("begin-job", CATALOGUE, m.BeginJobResult, CALL, heartbeats=True)
-READ_JOB_PAGE = Step[m.PageRequest, m.PageResult]("read-job-page", CATALOGUE, m.PageResult, CALL, heartbeats=True)
-FINISH_JOB = Step[m.FinishJobRequest, m.FinishJobResult]("finish-job", CATALOGUE, m.FinishJobResult, CALL, heartbeats=True, never_gives_up=True)
-BEGIN_DATASET = Step[m.BeginDatasetRequest, m.BeginDatasetResult]("begin-dataset", CATALOGUE, m.BeginDatasetResult, CALL, heartbeats=True)
-READ_ORIGDATABLOCKS = Step[m.PidRequest, m.ListingResult]("read-origdatablocks", CATALOGUE, m.ListingResult, 6 * HOUR, heartbeats=True)
-REGISTER = Step[m.DatasetRef, m.RegisterResult]("register-datablocks", CATALOGUE, m.RegisterResult, 24 * HOUR, heartbeats=True)
-FINISH_DATASET = Step[m.FinishDatasetRequest, m.Done]("finish-dataset", CATALOGUE, m.Done, CALL, heartbeats=True, never_gives_up=True)
-FAIL_DATASET = Step[m.FailDatasetRequest, m.Done]("fail-dataset", CATALOGUE, m.Done, CALL, heartbeats=True, never_gives_up=True)
+BEGIN_JOB = Step[m.BeginJobRequest, m.BeginJobResult]("begin-job", CATALOGUE, m.BeginJobResult, CALL)
+READ_JOB_PAGE = Step[m.PageRequest, m.PageResult]("read-job-page", CATALOGUE, m.PageResult, CALL)
+FINISH_JOB = Step[m.FinishJobRequest, m.FinishJobResult]("finish-job", CATALOGUE, m.FinishJobResult, CALL, never_gives_up=True)
+BEGIN_DATASET = Step[m.BeginDatasetRequest, m.BeginDatasetResult]("begin-dataset", CATALOGUE, m.BeginDatasetResult, CALL)
+READ_ORIGDATABLOCKS = Step[m.PidRequest, m.ListingResult]("read-origdatablocks", CATALOGUE, m.ListingResult, 6 * HOUR)
+REGISTER = Step[m.DatasetRef, m.RegisterResult]("register-datablocks", CATALOGUE, m.RegisterResult, 24 * HOUR)
+FINISH_DATASET = Step[m.FinishDatasetRequest, m.Done]("finish-dataset", CATALOGUE, m.Done, CALL, never_gives_up=True)
+FAIL_DATASET = Step[m.FailDatasetRequest, m.Done]("fail-dataset", CATALOGUE, m.Done, CALL, never_gives_up=True)
 
 # --- pack: plan, pack, clean up ---------------------------------------------------------------------------------------
-PLAN = Step[m.PlanRequest, m.PlanResult]("plan-dataset", PACK_QUEUE, m.PlanResult, 12 * HOUR, heartbeats=True)
-PACK = Step[m.PackRequest, m.PackResult]("pack-datablock", PACK_QUEUE, m.PackResult, 2 * HOUR, 5, heartbeats=True)
-CLEAN_STAGING = Step[m.PidRequest, m.Done]("clean-staging", PACK_QUEUE, m.Done, 2 * HOUR, heartbeats=True, never_gives_up=True)
+PLAN = Step[m.PlanRequest, m.PlanResult]("plan-dataset", PACK_QUEUE, m.PlanResult, 12 * HOUR)
+PACK = Step[m.PackRequest, m.PackResult]("pack-datablock", PACK_QUEUE, m.PackResult, 2 * HOUR, 5)
+CLEAN_STAGING = Step[m.PidRequest, m.Done]("clean-staging", PACK_QUEUE, m.Done, 2 * HOUR, never_gives_up=True)
 
 # --- the LTS: one process -----------------------------------------------------------------------------------------------
-WAIT_FOR_SPACE = Step[m.SpaceRequest, m.SpaceResult]("wait-for-lts-space", LTS_SPACE, m.SpaceResult, FOREVER, heartbeats=True)
-COPY = Step[m.CopyRequest, m.CopyResult]("copy-to-lts", LTS_COPY, m.CopyResult, 2 * HOUR, 5, heartbeats=True)
-VERIFY = Step[m.VerifyRequest, m.VerifyResult]("verify-in-lts", LTS_VERIFY, m.VerifyResult, 24 * HOUR, 5, heartbeats=True)
-SURVEY_LTS = Step[m.SurveyRequest, m.SurveyResult]("survey-lts", LTS_BAG, m.SurveyResult, HOUR, heartbeats=True)
-PUBLISH_BAG = Step[m.DatasetRef, m.BagResult]("publish-bag", LTS_BAG, m.BagResult, 2 * HOUR, heartbeats=True)
-ROLL_BACK_LTS = Step[m.DatasetRef, m.Done]("roll-back-lts", LTS_BAG, m.Done, HOUR, heartbeats=True, never_gives_up=True)
-CONDEMN = Step[m.DatablockRef, m.Done]("condemn-datablock", LTS_BAG, m.Done, HOUR, heartbeats=True)
+WAIT_FOR_SPACE = Step[m.SpaceRequest, m.SpaceResult]("wait-for-lts-space", LTS_SPACE, m.SpaceResult, FOREVER)
+COPY = Step[m.CopyRequest, m.CopyResult]("copy-to-lts", LTS_COPY, m.CopyResult, 2 * HOUR, 5)
+VERIFY = Step[m.VerifyRequest, m.VerifyResult]("verify-in-lts", LTS_VERIFY, m.VerifyResult, 24 * HOUR, 5)
+SURVEY_LTS = Step[m.SurveyRequest, m.SurveyResult]("survey-lts", LTS_BAG, m.SurveyResult, HOUR)
+PUBLISH_BAG = Step[m.DatasetRef, m.BagResult]("publish-bag", LTS_BAG, m.BagResult, 2 * HOUR)
+ROLL_BACK_LTS = Step[m.DatasetRef, m.Done]("roll-back-lts", LTS_BAG, m.Done, HOUR, never_gives_up=True)
+CONDEMN = Step[m.DatablockRef, m.Done]("condemn-datablock", LTS_BAG, m.Done, HOUR)
 
 # --- deletion: the only step that may remove source files ----------------------------------------------------------------
-DELETE_SOURCES = Step[m.DatasetRef, m.DeleteResult]("delete-sources", DELETE, m.DeleteResult, 24 * HOUR, heartbeats=True)
+DELETE_SOURCES = Step[m.DatasetRef, m.DeleteResult]("delete-sources", DELETE, m.DeleteResult, 24 * HOUR)
 # fmt: on
 
 ALL: tuple[Step, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Step))  # type: ignore[type-arg]
