@@ -48,12 +48,12 @@ class Job(Record):
 
     id: Text
     type: Text
-    status_code: Text = ""
-    status_message: Text = ""
-    datasets: list[JobDataset] = []
+    status_code: Text = Field("", alias="statusCode")
+    status_message: Text = Field("", alias="statusMessage")
+    datasets: list[JobDataset] = Field([], alias="datasetList")
     has_list: bool = False
-    params: dict[str, Any] = {}
-    result: dict[str, Any] = {}
+    params: dict[str, Any] = Field({}, alias="jobParams")
+    result: dict[str, Any] = Field({}, alias="jobResultObject")
 
     @classmethod
     def read(cls, document: dict[str, Any], *, lists: bool = True) -> Job:
@@ -62,15 +62,17 @@ class Job(Record):
         params = params if isinstance(params, dict) else {}
         listed = params.get("datasetList", document.get("datasetList"))
         try:
-            return cls(
-                id=document.get("id") or document.get("_id") or "",
-                type=document.get("type") or "",
-                status_code=document.get("statusCode") or document.get("jobStatusMessage") or "",
-                status_message=document.get("statusMessage") or "",
-                datasets=(listed or []) if lists else [],
-                has_list=listed is not None,
-                params=params,
-                result=document.get("jobResultObject") or {},
+            return cls.model_validate(
+                {
+                    "id": document.get("id") or document.get("_id") or "",
+                    "type": document.get("type") or "",
+                    "statusCode": document.get("statusCode") or document.get("jobStatusMessage") or "",
+                    "statusMessage": document.get("statusMessage") or "",
+                    "datasetList": (listed or []) if lists else [],
+                    "has_list": listed is not None,
+                    "jobParams": params,
+                    "jobResultObject": document.get("jobResultObject") or {},
+                }
             )
         except ValidationError as error:
             raise _invalid(f"job {document.get('id')}", error) from None

@@ -85,6 +85,13 @@ def test_a_job_of_wrong_types_is_an_invalid_record_that_names_the_field(change: 
     caught.value.lines().encode()
 
 
+def test_an_invalid_record_names_the_field_as_scicat_does() -> None:
+    with pytest.raises(CatalogueRecordInvalid, match=r"field datasetList\.1\.pid"):
+        Job.read({**V4, "jobParams": {"datasetList": [{"pid": "a/b"}, {"files": []}]}})
+    with pytest.raises(CatalogueRecordInvalid, match="field jobResultObject"):
+        Job.read({**V4, "jobResultObject": "text"})
+
+
 def test_a_job_whose_list_cannot_be_read_can_still_be_told_so() -> None:
     job = Job.read({**V4, "jobParams": {"datasetList": [7]}}, lists=False)
     assert (job.datasets, job.has_list, job.status_code) == ([], True, "jobSubmitted")
