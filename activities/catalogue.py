@@ -30,6 +30,9 @@ FILES_PER_RUN = 20_000
 NOT_YET = frozenset({"origDatablocksNotYetCreated", "filesNotYetAvailable", "filesNotReadyYet"})
 """archiveStatusMessage of datasets whose ingest is not finished (contract 2.4)."""
 
+PASSING = frozenset({"datasetlifecycle", "updatedAt", "updatedBy", "history"})
+"""Fields of a dataset that change while it is archived: its bag keeps the others."""
+
 FINISHED_WELL = "finishedSuccessful"
 
 
@@ -167,7 +170,9 @@ class CatalogueActivities:
                 next_step="submit the job again when its files and origdatablocks are there",
             )
         keys = StagingKeys(self._settings.staging.prefix, request.pid)
-        record = json.dumps(dataset.raw, ensure_ascii=False, sort_keys=True, indent=1).encode("utf-8", "replace")
+        # Without what this very step changes: a second run of it stores the same, and a bag does not say "started".
+        lasting = {name: value for name, value in dataset.raw.items() if name not in PASSING}
+        record = json.dumps(lasting, ensure_ascii=False, sort_keys=True, indent=1).encode("utf-8", "replace")
         await self._scicat.patch_lifecycle(request.pid, payloads.lifecycle_started(request.job_id))
         await in_thread(self._staging.put, keys.record, record)
         fields = {

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import json
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -54,6 +56,22 @@ def staged(system: System, pid: str) -> list[str]:
     """Keys of the staged objects of this dataset."""
     answer = system.boto.list_objects_v2(Bucket=system.staging_bucket, Prefix=f"datasets/{pid}/")
     return [entry["Key"] for entry in answer.get("Contents", [])]
+
+
+@contextmanager
+def full_lts(system: System, *, now: bool = True) -> Iterator[Callable[[], None]]:
+    """All of the LTS is promised to somebody else: ``now``, or when what is yielded is called."""
+    path = system.lts / ".archiver" / "promises" / "0.json"
+
+    def fill() -> None:
+        path.write_text(json.dumps({"for": "somebody else", "bytes": 2**60}))
+
+    if now:
+        fill()
+    try:
+        yield fill
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def on_lts(system: System, pid: str) -> dict[str, int]:

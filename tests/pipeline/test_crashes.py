@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -23,6 +21,7 @@ from tests.pipeline.gate import gate_before_s3, landing_through, staging_through
 from tests.pipeline.moments import (
     MIB,
     alive,
+    full_lts,
     noise,
     on_lts,
     partials,
@@ -303,17 +302,6 @@ async def test_p5_workers_that_stood_still_harm_nothing_when_they_go_on(
 
 
 # --- seen from outside ------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def full_lts(system: System) -> Iterator[None]:
-    """All of the LTS is promised to somebody else."""
-    path = system.lts / ".archiver" / "promises" / "0.json"
-    path.write_text(json.dumps({"for": "somebody else", "bytes": 2**60}))
-    try:
-        yield
-    finally:
-        path.unlink()
 
 
 async def at(system: System, pid: str, name: str) -> bool:
