@@ -96,6 +96,8 @@ class SciCatSettings(Section):
     """A long-lived token instead of username and password."""
     login_path: Literal["/api/v3/auth/login", "/api/v3/auth/ldap", "/api/v3/auth/msad"] = "/api/v3/auth/login"
     """Where ``username`` logs in."""
+    ca_file: Path | None = None
+    """Certificates (PEM) of a private authority that signed SciCat's, believed beside the public ones."""
     connect_timeout_seconds: float = Field(10, gt=0)
     """For opening a connection."""
     read_timeout_seconds: float = Field(60, gt=35)

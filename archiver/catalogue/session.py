@@ -10,8 +10,10 @@ import asyncio
 import json
 import math
 import re
+import ssl
 import time
 from collections import deque
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -74,6 +76,7 @@ class Session:
             limits=httpx.Limits(max_connections=40, max_keepalive_connections=20, keepalive_expiry=IDLE_SECONDS),
             follow_redirects=False,
             transport=transport,
+            verify=_authorities(settings.ca_file),
             trust_env=False,
         )
 
@@ -291,6 +294,21 @@ class Session:
 def _sendable(token: str) -> bool:
     """Whether a header can carry it."""
     return re.fullmatch(r"[!-~]+", token) is not None
+
+
+def _authorities(ca_file: Path | None) -> ssl.SSLContext:
+    context = httpx.create_ssl_context(trust_env=False)
+    if ca_file is not None:
+        try:
+            context.load_verify_locations(ca_file)
+        except (OSError, ssl.SSLError) as error:
+            raise SettingsInvalid(
+                f"scicat.ca_file {ca_file} cannot be used",
+                expected="certificates in PEM",
+                found=error.strerror or type(error).__name__,
+                next_step="give the file of the authority's certificate, readable by the worker's user",
+            ) from None
+    return context
 
 
 def no_route(body: dict[str, Any]) -> bool:
