@@ -460,6 +460,30 @@ def test_a_failed_fsync_condemns_the_file_and_is_never_tried_again_on_it(
         assert everything(root) == {}
 
 
+def test_every_folder_on_the_way_is_made_durable_whoever_made_it(
+    lts: FileSystemLts, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Made by an attempt that died before it could fsync: nobody knows, so nobody may rely on it.
+    (root / PID / "data").mkdir(parents=True)
+    calls = FailingCalls(monkeypatch, "fsync", 0)
+    copy(lts)
+    file = calls.calls.index(str(root / PID / "data/.1.tar.gz.run-1-1.partial"))
+    assert set(calls.calls[:file]) >= {str(root), str(root / "20.500.1"), str(root / PID)}
+    assert str(root / PID / "data") in calls.calls[file:]
+
+
+def test_space_that_a_copy_has_reserved_is_not_promised_as_well(lts: FileSystemLts, root: Path) -> None:
+    lts.wait_for_space(f"{PID}/1", len(DATA), Silent())
+    promised: list[int] = []
+
+    def chunks() -> Iterator[bytes]:
+        promised.append(lts.space().promised)
+        yield from pieces(DATA)
+
+    copy(lts, chunks=chunks())
+    assert promised == [0]
+
+
 def test_a_failed_close_condemns_the_file(lts: FileSystemLts, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         calls = FailingCalls(patch, "close", 0)

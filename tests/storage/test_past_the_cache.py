@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import mmap
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from archiver.direct_io import BUFFER_BYTES, PastCacheReader
 from archiver.errors import ArchiverError, IntegrityMismatch
 from archiver.progress import Silent
 from archiver.storage.lts import FileSystemLts
@@ -106,3 +110,46 @@ def test_p2_a_small_file_is_read_from_the_disk_and_not_from_the_cache(disk: Call
     lts.put_small(PID, "data/1.manifest.jsonl.gz", data, "1")
     rot(one, one.folder / PID / "data/1.manifest.jsonl.gz", data)
     assert lts.get_small(PID, "data/1.manifest.jsonl.gz") == bytes([data[0] ^ 1]) + data[1:]
+
+
+@pytest.mark.parametrize("direct_io", ["auto", "never"])
+def test_a_read_error_is_told_after_the_bytes_before_it_and_never_as_an_end(
+    disk: Callable[..., Disk], monkeypatch: pytest.MonkeyPatch, direct_io: str
+) -> None:
+    path = disk().folder / "file"
+    path.write_bytes(bytes(3 * BUFFER_BYTES))
+    real = os.preadv
+
+    def preadv(descriptor: int, buffers: list[mmap.mmap], offset: int) -> int:
+        if offset >= 2 * BUFFER_BYTES:
+            raise OSError(errno.EIO, "Input/output error")
+        return real(descriptor, buffers, offset)
+
+    monkeypatch.setattr(os, "preadv", preadv)
+    got = 0
+    with pytest.raises(OSError, match="Input/output error"):
+        for chunk in PastCacheReader(path, direct_io):
+            got += len(chunk)
+    assert got == 2 * BUFFER_BYTES
+
+
+def test_a_file_cut_short_while_it_is_read_is_an_error(disk: Callable[..., Disk]) -> None:
+    path = disk(64).folder / "file"
+    path.write_bytes(bytes(10 * BUFFER_BYTES))
+    chunks = iter(PastCacheReader(path))
+    next(chunks)
+    os.truncate(path, BUFFER_BYTES)
+    with pytest.raises(OSError, match="the file ends at"):
+        list(chunks)
+
+
+def test_a_reader_that_is_left_early_leaves_no_thread_and_no_open_file(disk: Callable[..., Disk]) -> None:
+    one = disk(64)
+    path = one.folder / "file"
+    path.write_bytes(bytes(10 * BUFFER_BYTES))
+    chunks = iter(PastCacheReader(path))
+    next(chunks)
+    chunks.close()  # type: ignore[attr-defined]
+    assert [thread for thread in threading.enumerate() if thread.name == "read-past-cache"] == []
+    one.unmount()
+    one.mount()
