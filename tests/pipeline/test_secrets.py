@@ -44,10 +44,9 @@ async def system(
     made = System(tmp_path_factory.mktemp("system"), temporal_address, s3, overrides)
     try:
         await made.start()
-        for queues, log_format in (("workflows,catalogue", "text"), ("pack,lts", "json")):
-            made.worker(queues, {"worker": {"log_format": log_format}}, wait=False)
-        for child in made.children:
-            child.wait_for_log("serving ")
+        # The one that calls SciCat last, so that the newest token is its own.
+        for queues, log_format in (("pack,lts", "json"), ("workflows,catalogue", "text")):
+            made.worker(queues, {"worker": {"log_format": log_format}})
         yield made
     finally:
         await made.stop()
@@ -55,7 +54,7 @@ async def system(
 
 @pytest.fixture(scope="module")
 async def canaries(system: System, proxy: FaultyS3, s3: S3Settings) -> list[bytes]:
-    """All secrets there were, after one job that went well and three that failed with servers that echo them."""
+    """All secrets there were, after a job that went well and some that failed at servers which echo them."""
     assert s3.secret_key is not None
     found = {CANARY, PASSWORD, s3.secret_key.get_secret_value(), *system.standin.tokens}
     token = max(system.standin.tokens, key=lambda one: system.standin.tokens[one][1])
@@ -66,7 +65,7 @@ async def canaries(system: System, proxy: FaultyS3, s3: S3Settings) -> list[byte
     await assert_archived(system, good, FILES)
 
     # SciCat answers with what it was sent, so long that a cut goes through the token.
-    for padding in (0, 150, 190):
+    for padding in (0, 190):
         echo = f"{'x' * padding} Authorization: Bearer {token} {token} {json.dumps({'password': PASSWORD})} {PRESIGNED}"
         faults.append(Fault("GET", r"/v4/origdatablocks$", times=EVER, body={"message": echo, "statusCode": 500}))
         pid = await system.dataset(FILES)
