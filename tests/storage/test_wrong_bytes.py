@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -99,6 +100,24 @@ def test_p2_a_copy_is_the_staged_bytes_or_a_fault(
     wrong.do("", times=0)
     copied(lts, seen)
     assert everything(root) == {f"{PID}/data/1.tar.gz": DATA}
+
+
+def test_whoever_stops_does_not_hang_with_a_server_that_hangs(honest: Bucket, wrong: WrongS3) -> None:
+    honest.put("d", DATA)
+    info = honest.head("d")
+    assert info is not None
+    through = Bucket(honest.name, wrong.s3, StagingFault)
+    wrong.do("hang", lambda asked: gets(asked) and "bytes=0-" not in asked.range)
+    chunks = iter(through.stream("d", size=info.size, version=info.version))
+    next(chunks)
+    stopping = threading.Thread(target=chunks.close, daemon=True)  # type: ignore[attr-defined]
+    stopping.start()
+    stopping.join(30)
+    hangs = stopping.is_alive()
+    wrong.released.set()
+    stopping.join(60)
+    assert wrong.done > 0
+    assert not hangs
 
 
 @pytest.mark.parametrize("key", ["small", "d\tsmall"], ids=ascii)

@@ -24,8 +24,7 @@ class Asked:
 
     method: str
     path: str
-    count: int
-    """Of the requests that the rule below said yes to, this is the n-th, from 1."""
+    range: str
 
     @property
     def uploads_part(self) -> bool:
@@ -42,6 +41,8 @@ class WrongS3:
     def __init__(self, s3: S3Settings) -> None:
         upstream = urlsplit(str(s3.endpoint))
         self.spoil, self.times, self.done = "", 0, 0
+        self.released = threading.Event()
+        """What hangs does so until this is set."""
         self.where: Callable[[Asked], bool] = lambda asked: True
         lock = threading.Lock()
         wrong = self
@@ -61,10 +62,14 @@ class WrongS3:
             def answer(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 with lock:
-                    hit = wrong.done < wrong.times and wrong.where(Asked(self.command, self.path, wrong.done + 1))
+                    hit = wrong.done < wrong.times and wrong.where(
+                        Asked(self.command, self.path, self.headers.get("Range") or "")
+                    )
                     wrong.done += hit
                 spoil = wrong.spoil if hit else ""
-                if spoil == "reset":
+                if spoil == "hang":
+                    wrong.released.wait(120)
+                if spoil in ("reset", "hang"):
                     return self.reset()
                 if spoil == "503":
                     return self.send(503, [], ERROR % b"SlowDown")
