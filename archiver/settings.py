@@ -137,7 +137,8 @@ class LandingSettings(Section):
     """Where source files lie."""
 
     url_template: str = "s3://landing/{pid}/"
-    """``s3://bucket/prefix/`` or ``file:///directory``; fields {pid}, {source_folder}, {owner_group}, {proposal_id}."""
+    """``s3://bucket/prefix/`` or ``file:///directory``; fields {pid}, {source_folder}, {owner_group}, {proposal_id}.
+    In a directory symbolic links are followed before the first field only: what users name leads nowhere else."""
     s3: S3Settings | None = None
     """Another S3 than ``[s3]`` for the landing zone."""
     surplus: Literal["refuse", "allow"] = "refuse"
@@ -203,8 +204,8 @@ class DatablockSettings(Section):
     """Plain bytes per independent gzip member: the step of the index for single-file retrieval."""
     fetch_bytes: int = Field(32 * 2**20, ge=4 * 2**20)
     """Bytes fetched ahead per pack slot."""
-    fetch_objects: int = Field(32, ge=1, le=256)
-    """Source objects fetched in parallel per pack slot."""
+    fetch_objects: int = Field(128, ge=1, le=256)
+    """Source objects fetched ahead per pack slot, up to 16 at a time."""
 
     _size = field_validator("target_bytes", "max_metadata_bytes", "member_bytes", "fetch_bytes", mode="before")(
         parse_size
