@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import timedelta
 
 from temporalio import workflow
 from temporalio.common import Priority
@@ -11,6 +12,7 @@ from temporalio.exceptions import (
     ApplicationError,
     ChildWorkflowError,
     FailureError,
+    WorkflowAlreadyStartedError,
     is_cancelled_exception,
 )
 from temporalio.workflow import ParentClosePolicy
@@ -26,6 +28,8 @@ from workflows.visible import BYTES_TOTAL, DATABLOCK_COUNT, OWNER_GROUP, attribu
 
 DATABLOCKS_PER_RUN = 300
 """After so many child workflows the run continues as new, so that its history stays small (P9)."""
+FIRST_LOOK = timedelta(seconds=1)
+LONGEST_LOOK = timedelta(minutes=5)
 
 
 @workflow.defn(name="ArchiveDataset")
@@ -177,7 +181,17 @@ class ArchiveDataset:
             workflow.continue_as_new(r.model_copy(update={"state": following}))
 
     async def datablock(self, state: m.DatasetState, n: int, *, reuse: bool) -> m.ArchiveDatablockResult:
-        """Run the child of datablock ``n``."""
+        """Run the child of datablock ``n``, once that of an earlier run, whose dataset was terminated, has stopped."""
+        pause = FIRST_LOOK
+        while True:
+            try:
+                return await self.child(state, n, reuse=reuse)
+            except WorkflowAlreadyStartedError:
+                await workflow.sleep(pause, summary=f"datablock {n} of an earlier run is stopping")
+                pause = min(pause * 2, LONGEST_LOOK)
+
+    async def child(self, state: m.DatasetState, n: int, *, reuse: bool) -> m.ArchiveDatablockResult:
+        """Start the child of datablock ``n`` and wait for it."""
         r, plan = self.request, state.plan
         return await workflow.execute_child_workflow(
             ArchiveDatablock.run,
@@ -268,38 +282,54 @@ class ArchiveDataset:
         return ""
 
     async def roll_back(self, info: m.ErrorInfo | None) -> m.DatasetOutcome:
-        """Put LTS, staging and SciCat right after a failure or a stop. Verified datablocks stay."""
-        r = self.request
+        """Put LTS, staging and SciCat right after a failure or a stop. Verified datablocks stay.
+
+        SciCat is told beside the tidying, not after it: an LTS that is out for days must not leave a dataset ``started``.
+        """
         self.at("rolling back")
-        if self.plan is not None:
-            ref = m.DatasetRef(
-                pid=r.pid, plan_id=self.plan.plan_id, format=self.plan.format, datablocks=self.plan.datablocks
-            )
-            await steps.ROLL_BACK_LTS.run(ref, policy=r.policy, summary="remove what did not verify from the LTS")
-        # A dataset that is unknown, foreign or refused was never marked: its record is not ours to write. Any other may
-        # have been, also when the step that marks it was stopped.
-        ours = info is None or (info.kind != "refused" and info.type != "UnknownDataset")
-        left = await self.clean_staging() if ours else ""
         if info is None:
             assert self.stop is not None  # noqa: S101
             self.message = f"stopped by {self.stop.who}: {self.stop.reason}"
         else:
             self.message = info.message
-        self.message += left
-        if ours:
-            try:
-                await steps.FAIL_DATASET.run(
-                    m.FailDatasetRequest(pid=r.pid, job_id=r.job_id, error=info, stopped=self.stop),
-                    policy=r.policy,
-                    summary="tell SciCat why the dataset was not archived",
-                )
-            except ActivityError as error:
-                workflow.logger.error("SciCat could not be told: %s", explain(error).message)
-                self.message += f" (and SciCat could not be told: {explain(error).message})"
+        # A dataset that is unknown, foreign or refused was never marked: its record is not ours to write. Any other may
+        # have been, also when the step that marks it was stopped.
+        if info is None or (info.kind != "refused" and info.type != "UnknownDataset"):
+            self.message += "".join(
+                await asyncio.gather(self.tell_scicat(info), self.clean_lts(), self.clean_staging())
+            )
         self.at("stopped" if info is None else "failed")
         return m.DatasetOutcome(
-            pid=r.pid, outcome="cancelled" if info is None else "failed", message=self.message, error=info
+            pid=self.request.pid, outcome="cancelled" if info is None else "failed", message=self.message, error=info
         )
+
+    async def tell_scicat(self, info: m.ErrorInfo | None) -> str:
+        """Say in the dataset's record why it was not archived."""
+        r = self.request
+        try:
+            await steps.FAIL_DATASET.run(
+                m.FailDatasetRequest(pid=r.pid, job_id=r.job_id, error=info, stopped=self.stop),
+                policy=r.policy,
+                summary="tell SciCat why the dataset was not archived",
+            )
+        except ActivityError as error:
+            return f"; SciCat could not be told: {explain(error).message}"
+        return ""
+
+    async def clean_lts(self) -> str:
+        """Remove from the LTS what did not verify. The next run of the dataset finds what cannot be removed now."""
+        r, plan = self.request, self.plan
+        if plan is None:
+            return ""
+        try:
+            await steps.ROLL_BACK_LTS.run(
+                m.DatasetRef(pid=r.pid, plan_id=plan.plan_id, format=plan.format, datablocks=plan.datablocks),
+                policy=r.policy,
+                summary="remove what did not verify from the LTS",
+            )
+        except ActivityError as error:
+            return f"; unverified files are left on the LTS: {explain(error).message}"
+        return ""
 
     async def tell(self, outcome: m.DatasetOutcome) -> None:
         """Signal the outcome to every job that asked. A job that ended meanwhile needs no answer."""

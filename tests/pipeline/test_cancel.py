@@ -1,0 +1,224 @@
+"""A job or a dataset is stopped, in any stage: transfers end, nothing is left, what verified stays and is used again."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from typing import Any
+
+import pytest
+from temporalio.client import WorkflowFailureError, WorkflowHandle
+from temporalio.exceptions import CancelledError
+
+from archiver import model as m
+from archiver.catalogue.standin.app import Fault
+from archiver.settings import S3Settings
+from tests.pipeline.gate import Gate, gate_before_s3, landing_through, staging_through
+from tests.pipeline.moments import (
+    MIB,
+    children,
+    dataset_workflow,
+    full_lts,
+    noise,
+    on_lts,
+    partials,
+    stage,
+    this_process,
+    until,
+    uploads,
+)
+from tests.pipeline.oracle import assert_archived, assert_clean
+from tests.pipeline.system import System
+
+FILES = {"a.bin": noise(MIB, 1), "b.bin": noise(24 * MIB, 2)}
+"""Two datablocks: the first verifies, the second is stopped."""
+SMALL = {"a.txt": b"text"}
+SLOW = 2 * MIB
+VERIFIED = {"1.tar.gz", "1.manifest.jsonl.gz"}
+ASKED = m.StopRequest(reason="beam time over", who="anna")
+
+
+class Stoppable:
+    """A system whose transfers can be slowed down, so that a dataset can be brought to a stage and kept there."""
+
+    def __init__(self, system: System, landing: Gate, staging: Gate) -> None:
+        self.system = system
+        self._landing = landing
+        self._staging = staging
+        self._open = AsyncExitStack()
+
+    async def bring(self, pid: str, where: str) -> None:
+        """Until datablock 2 is in this stage."""
+        system = self.system
+        if where == "pack":
+            self._landing.slow(SLOW)
+            await until(lambda: uploads(system, pid) and "1.tar.gz" in on_lts(system, pid))
+        elif where == "wait for LTS space":
+            await until(lambda: self._first_has_its_space(pid))
+            self._open.enter_context(full_lts(system))
+        elif where == "copy to LTS":
+            self._staging.slow(SLOW)
+            await until(lambda: [path for path in partials(system, pid) if path.name.startswith(".2.tar.gz")])
+        elif where == "verify in LTS":
+            self._landing.slow(4 * SLOW)
+            await until(lambda: on_lts(system, pid).keys() == VERIFIED)
+            for verifier in children(this_process(), "archiver.datablock.verify"):
+                os.kill(verifier, signal.SIGSTOP)
+            self._landing.open()
+        await until(lambda: self._at(pid, where))
+        assert on_lts(system, pid).keys() >= VERIFIED
+
+    async def hang_in_copy(self, pid: str) -> None:
+        """Until a datablock is half on the LTS, and nothing more comes from staging."""
+        self._staging.shut(after_bytes=8 * MIB)
+        await until(lambda: self._staging.holding and partials(self.system, pid))
+
+    async def _first_has_its_space(self, pid: str) -> bool:
+        return await stage(self.system, pid, 1) in ("copy to LTS", "verify in LTS", "verified")
+
+    async def _at(self, pid: str, where: str) -> bool:
+        return await stage(self.system, pid, 2) == where
+
+    async def let_go(self) -> None:
+        """Everything runs as it does."""
+        self._landing.open()
+        self._staging.open()
+        await self._open.aclose()
+
+
+@pytest.fixture(scope="module")
+async def stoppable(
+    tmp_path_factory: pytest.TempPathFactory, temporal_address: str, s3: S3Settings
+) -> AsyncIterator[Stoppable]:
+    overrides = {"datablock": {"target_bytes": MIB, "fetch_objects": 1}, "archive": {"datablocks_at_once": 1}}
+    system = await System(tmp_path_factory.mktemp("system"), temporal_address, s3, overrides).start()
+    try:
+        with gate_before_s3(system) as landing, gate_before_s3(system) as staging:
+            async with (
+                system.workers("workflows,catalogue"),
+                system.workers("pack", landing_through(system, landing)),
+                system.workers("lts", staging_through(staging)),
+            ):
+                yield Stoppable(system, landing, staging)
+    finally:
+        await system.stop()
+
+
+async def ask(handle: WorkflowHandle[Any, Any], way: str) -> None:
+    """Stop it, twice: the second changes nothing."""
+    if way == "signal":
+        await handle.signal("cancel", ASKED)
+        await handle.signal("cancel", m.StopRequest(reason="again", who="ben"))
+    else:
+        await handle.cancel()
+        await handle.cancel()
+
+
+@pytest.mark.parametrize(
+    ("where", "what", "way"),
+    [
+        ("pack", "dataset", "signal"),
+        ("pack", "job", "temporal"),
+        ("wait for LTS space", "dataset", "temporal"),
+        ("wait for LTS space", "job", "signal"),
+        ("copy to LTS", "job", "signal"),
+        ("copy to LTS", "dataset", "temporal"),
+        ("verify in LTS", "job", "temporal"),
+        ("verify in LTS", "dataset", "signal"),
+    ],
+)
+async def test_p3_a_stop_ends_transfers_leaves_nothing_behind_and_keeps_what_verified(
+    stoppable: Stoppable, where: str, what: str, way: str
+) -> None:
+    system = stoppable.system
+    pid, other = await system.dataset(FILES), await system.dataset(SMALL)
+    job_id = await system.job(pid, other)
+    job = await system.start_job(job_id)
+    try:
+        await stoppable.bring(pid, where)
+        if what == "job":
+            await until(lambda: _archived(system, other))
+        kept = {name: inode for name, inode in on_lts(system, pid).items() if name in VERIFIED}
+        start = time.monotonic()
+        await ask(job if what == "job" else dataset_workflow(system, pid), way)
+        if (what, way) == ("job", "temporal"):
+            with pytest.raises(WorkflowFailureError) as failed:
+                await job.result()
+            assert isinstance(failed.value.cause, CancelledError)
+        else:
+            result = await job.result()
+            assert result.counts == m.Counts(archived=1, cancelled=1)
+        print(f"\n{what} stopped by {way} in {where!r}: {time.monotonic() - start:.2f} s")
+        assert on_lts(system, pid) == kept, "what verified stays, and nothing else"
+        who, why = (
+            ("anna", "beam time over") if way == "signal" else ("Temporal (Web UI or CLI)", "cancelled in Temporal")
+        )
+        assert (
+            await assert_clean(system, pid, "datasetCreated", files=FILES) == f"Archiving was stopped by {who}: {why}"
+        )
+        assert (await system.lifecycle(pid))["archivable"] is True
+        await assert_archived(system, other, SMALL)
+        told = await system.job_record(job_id)
+        outcomes = {one["pid"]: one["outcome"] for one in told["jobResultObject"]["datasets"]}
+        assert outcomes == {pid: "cancelled", other: "archived"}
+        if what == "job":
+            assert told["statusCode"] == "finishedUnsuccessful"
+            assert told["statusMessage"].startswith(f"Stopped by {who} ({why}).")
+        else:
+            assert told["statusCode"] == "finishedWithDatasetErrors"
+    finally:
+        await stoppable.let_go()
+    # Submitted again, it uses what verified.
+    assert (await (await system.start_job(job_id)).result()).counts == m.Counts(archived=1, already_archived=1)
+    await assert_archived(system, pid, FILES)
+    assert on_lts(system, pid).items() > kept.items()
+
+
+@pytest.mark.parametrize(("what", "way"), [("dataset", "signal"), ("dataset", "temporal"), ("job", "signal")])
+async def test_p3_a_stop_in_the_midst_of_registration_is_too_late_and_told_so(
+    stoppable: Stoppable, what: str, way: str
+) -> None:
+    system = stoppable.system
+    pid = await system.dataset(SMALL)
+    system.standin.faults.append(Fault("GET", f"/datasets/{pid}/datablocks/count$", hang_seconds=2))
+    job_id = await system.job(pid)
+    job = await system.start_job(job_id)
+    await until(lambda: not system.standin.faults and system.datablocks(pid), "registering")
+    await ask(job if what == "job" else dataset_workflow(system, pid), way)
+    result = await job.result()
+    assert result.counts == m.Counts(archived=1)
+    await assert_archived(system, pid, SMALL)
+    told = (await system.job_record(job_id))["jobResultObject"]["datasets"]
+    assert [(one["pid"], one["outcome"]) for one in told] == [(pid, "archived")]
+
+
+async def test_p5_what_a_terminated_dataset_left_is_cleared_by_its_next_run(stoppable: Stoppable) -> None:
+    """Nobody rolls back what is terminated; and the next run comes while a copy of the old one still hangs."""
+    system = stoppable.system
+    files = {"b.bin": FILES["b.bin"]}
+    pid = await system.dataset(files)
+    job = await system.start_job(await system.job(pid))
+    try:
+        await stoppable.hang_in_copy(pid)
+        left = partials(system, pid)
+        await dataset_workflow(system, pid).terminate("for the test")
+        assert (await job.result()).counts == m.Counts(system_errors=1)
+        assert (await system.lifecycle(pid))["archiveStatusMessage"] == "started", "nobody could tell"
+        again = await system.start_job(await system.job(pid))
+        await until(lambda: not set(partials(system, pid)) & set(left), "the next run has seen what is there")
+        await until(lambda: _in_stage(system, pid, "datablocks"))
+    finally:
+        await stoppable.let_go()
+    assert (await again.result()).counts == m.Counts(archived=1)
+    await assert_archived(system, pid, files)
+
+
+async def _archived(system: System, pid: str) -> bool:
+    return bool((await system.lifecycle(pid))["retrievable"])
+
+
+async def _in_stage(system: System, pid: str, name: str) -> bool:
+    return bool((await dataset_workflow(system, pid).query("progress"))["stage"] == name)
