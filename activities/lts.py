@@ -130,7 +130,8 @@ class LtsActivities:
             verified_at=datetime.now(UTC).isoformat(timespec="seconds"),
         )
         info = activity.info()
-        self._lts.put_small(path, manifest_file, manifest, f"{str(info.workflow_run_id)[:8]}-{info.attempt}")
+        attempt = f"{str(info.workflow_run_id)[:8]}-{info.activity_id}-{info.attempt}"
+        self._lts.put_small(path, manifest_file, manifest, attempt)
         if not request.manifest_sha256:
             self._staging.put(keys.manifest(request.plan_id, request.n), manifest)
         self._staging.put(keys.verified(request.plan_id, request.n), record.to_json())

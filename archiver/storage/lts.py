@@ -247,6 +247,16 @@ class FileSystemLts:
             if self._promise(key).exists():
                 self._promise(key).unlink(missing_ok=True)
 
+    def _release_all(self, dataset: str) -> None:
+        """Give back what a run of this dataset that was killed or terminated had promised to itself."""
+        with self._faults("promises"):
+            for path in self._promises.glob("*.json"):
+                try:
+                    if json.loads(path.read_bytes())["for"].startswith(f"{dataset}/"):
+                        path.unlink(missing_ok=True)
+                except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+                    continue  # released meanwhile, or cut short by a crash
+
     # --- datablocks ---------------------------------------------------------------------------------------------------
 
     def copy_in(
@@ -452,6 +462,7 @@ class FileSystemLts:
         what was done in the folder is durable.
         """
         self._make_directories(final.parent)
+        self._remove_dead(final, attempt)
         partial = final.with_name(f".{final.name}.{attempt}.partial")
         partial.unlink(missing_ok=True)
         try:
@@ -465,11 +476,20 @@ class FileSystemLts:
         # One fsync for both: the new name, and the end of this one.
         self._sync_directory(final.parent)
 
+    def _remove_dead(self, final: Path, attempt: str) -> None:
+        """What earlier attempts of the same work left when they were killed: it holds space that this one needs."""
+        work, _, number = attempt.rpartition("-")
+        for path in final.parent.glob(f".{final.name}.{work}-*.partial"):
+            other = path.name.removesuffix(".partial").rpartition("-")[2]
+            if number.isdecimal() and other.isdecimal() and int(other) < int(number):
+                path.unlink(missing_ok=True)
+
     # --- what is there ------------------------------------------------------------------------------------------------
 
     def survey(self, dataset: str, plan_id: str, datablocks: int) -> Survey:
         """As ``Lts``."""
         self.check_marker()
+        self._release_all(dataset)
         found = Survey()
         folder = self._root / dataset
         if self._is_there(folder / TAG_MANIFEST):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import signal
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from temporalio.service import RPCError
 from archiver import model as m
 from archiver.catalogue.standin.app import Fault
 from archiver.settings import S3Settings
+from archiver.storage.lts import FileSystemLts
 from cli import servers
 from tests.pipeline.gate import gate_before_s3, landing_through, staging_through
 from tests.pipeline.moments import (
@@ -299,6 +301,50 @@ async def test_p5_workers_that_stood_still_harm_nothing_when_they_go_on(
                 landing.open()
                 staging.open()
                 await archiving.ends_right()
+
+
+class Seeing:
+    """A progress that looks at something with every step."""
+
+    def __init__(self, look: Callable[[], Any]) -> None:
+        self._look = look
+        self.seen: list[Any] = []
+
+    def advance(self, size_bytes: int = 0, files: int = 0) -> None:
+        self.seen.append(self._look())
+
+    def note(self, text: str) -> None:
+        self.advance()
+
+
+def test_p5_a_copy_first_frees_the_space_that_its_dead_predecessor_held(system: System) -> None:
+    folder = system.lts / "20.500.1" / "dead" / "data"
+    folder.mkdir(parents=True)
+    for name in (".1.tar.gz.run-1-1.partial", ".1.tar.gz.run-1-3.partial", ".2.tar.gz.run-1-1.partial"):
+        (folder / name).write_bytes(b"half")
+    progress = Seeing(lambda: sorted(path.name for path in folder.iterdir()))
+    data = b"x" * 1000
+    FileSystemLts(system.settings.lts).copy_in(
+        "20.500.1/dead",
+        "data/1.tar.gz",
+        [data],
+        size=len(data),
+        sha256=hashlib.sha256(data).hexdigest(),
+        attempt="run-1-2",
+        promise="20.500.1/dead/1",
+        progress=progress,
+    )
+    others = [".1.tar.gz.run-1-3.partial", ".2.tar.gz.run-1-1.partial"]
+    assert progress.seen[0] == [".1.tar.gz.run-1-2.partial", *others], "only what came before it"
+
+
+def test_p5_a_survey_gives_back_what_a_dead_run_had_promised_to_itself(system: System) -> None:
+    lts, progress = FileSystemLts(system.settings.lts), Seeing(lambda: None)
+    lts.wait_for_space("20.500.1/dead/7", 1000, progress)
+    lts.wait_for_space("20.500.1/dead-not/7", 10, progress)
+    lts.survey("20.500.1/dead", "plan", 1)
+    assert lts.space().promised == 10
+    lts.release("20.500.1/dead-not/7")
 
 
 # --- seen from outside ------------------------------------------------------------------------------------------------------

@@ -213,12 +213,16 @@ async def _with_one_datablock_verified(system: System) -> str:
     pid = await system.dataset(TWO_DATABLOCKS)
     with full_lts(system, now=False) as fill:
         handle = await system.start_job(await system.job(pid))
-        await until(lambda: "1.tar.gz" in on_lts(system, pid))
+        await until(lambda: _first_has_its_space(system, pid))
         fill()
         await until(lambda: _waits(system, pid))
         await dataset_workflow(system, pid).signal("cancel", m.StopRequest(reason="test", who="test"))
         assert (await handle.result()).counts == m.Counts(cancelled=1)
     return pid
+
+
+async def _first_has_its_space(system: System, pid: str) -> bool:
+    return await stage(system, pid, 1) in ("copy to LTS", "verify in LTS", "verified")
 
 
 async def _waits(system: System, pid: str) -> bool:

@@ -310,7 +310,7 @@ def test_p3_of_two_attempts_at_once_the_first_to_publish_stays(lts: FileSystemLt
 
     def chunks() -> Iterator[bytes]:
         yield from pieces(DATA)
-        copy(lts, theirs, attempt="run-1-2")
+        copy(lts, theirs, attempt="run-2-1")
 
     try:
         copy(lts, chunks=chunks())
