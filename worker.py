@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import ctypes
 import logging
 import os
 import signal
@@ -33,6 +34,8 @@ from workflows.datablock import ArchiveDatablock
 from workflows.dataset import ArchiveDataset
 from workflows.job import ArchiveJob
 
+_M_ARENA_MAX = -8
+"""malloc.h of glibc."""
 HEARTBEAT_THROTTLE = timedelta(seconds=2)
 """A cancel reaches an activity with its next heartbeat; transfers must stop within 5 s."""
 
@@ -108,6 +111,16 @@ async def serving(
             await asyncio.gather(*(worker.shutdown() for worker in workers))
 
 
+def keep_memory_together() -> None:
+    """Two heaps of glibc instead of up to eight per core: what many short-lived threads free is otherwise held apart.
+
+    Measured: 2 MiB more resident with every datablock of 4,000 files, and none with two heaps (P10).
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_ARENA_MAX, 2)
+
+
 def _listen(stop: asyncio.Event) -> None:
     loop = asyncio.get_running_loop()
 
@@ -128,6 +141,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("-c", "--config", type=Path, help="settings file")
     options = parser.parse_args(arguments)
     try:
+        keep_memory_together()
         queues = parse_queues(options.queues)
         settings = load(find_file(options.config))
         configure_logging(settings.worker.log_format)

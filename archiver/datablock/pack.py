@@ -140,14 +140,14 @@ class Packed:
         offset = framing.position
         framing.write(tar.header(file))
         own = hashlib.sha256()
-        theirs = _catalogue_hash(file)
+        theirs = _catalogue_hash(file, own)
         size = 0
         for chunk in chunks:
             size += len(chunk)
             if size > file.size:
                 break
             own.update(chunk)
-            if theirs is not None:
+            if theirs is not None and theirs is not own:
                 theirs.update(chunk)
             framing.write(chunk)
             self._progress.advance(len(chunk))
@@ -267,11 +267,13 @@ class _Framing:
         self._packed.member(self._compressors.submit(self._packed.compress, self._buffer, self._used))
 
 
-def _catalogue_hash(file: PlannedFile) -> Any:
-    """A hash of the catalogue's algorithm, or None if it gives no checksum or none that hashlib has."""
+def _catalogue_hash(file: PlannedFile, own: Any) -> Any:
+    """A hash of the catalogue's algorithm, ``own`` if it is SHA-256; None for no checksum or none that hashlib has."""
     if not file.chk or not file.chk_alg:
         return None
     name = _ALGORITHMS.get(_plain(file.chk_alg))
+    if name == own.name:
+        return own
     return hashlib.new(name, usedforsecurity=False) if name is not None else None
 
 

@@ -10,14 +10,14 @@ import hashlib
 import re
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache, cached_property
 from itertools import chain
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeAlias, TypeVar
 
 import boto3
 import obstore
@@ -43,6 +43,9 @@ PUT_PART_BYTES = 8 * 2**20
 MAX_PARTS = 10_000
 PUT_CONCURRENCY = 2
 THREADS = 16
+SMALL_BYTES = 64 * 2**10
+SMALL_AT_ONCE = 8
+"""So many small objects are read by one thread one after another: to hand each over for itself costs as much as it."""
 RETRY_SECONDS = 60
 """How long one request is retried here; Temporal retries the rest."""
 ATTEMPTS = 4
@@ -316,42 +319,48 @@ class Bucket:
         Each is to be read to its end before the next is asked for. At most ``ahead_bytes`` and ``ahead_requests`` are in
         flight. Raises ``ObjectChanged`` where the object has another version or size, and the side's fault.
         """
-        pending: deque[tuple[T, int, bool, Future[Buffer]]] = deque()
+        pending: deque[tuple[list[_Part[T]], Future[list[Buffer | Exception]]]] = deque()
+        ready: deque[tuple[_Part[T], Buffer | Exception]] = deque()
         in_flight = 0
-        requests = _parts(wanted)
+        held = 0
+        most = max(1, min(SMALL_AT_ONCE, ahead_requests // THREADS))
+        batches = _batches(_parts(wanted), most, min(SMALL_BYTES, ahead_bytes // SMALL_AT_ONCE))
         pool = ThreadPoolExecutor(max_workers=min(ahead_requests, THREADS), thread_name_prefix=f"get-{self.name}")
 
         def fill() -> None:
-            nonlocal in_flight
-            while len(pending) < ahead_requests and (in_flight < ahead_bytes or not pending):
-                request = next(requests, None)
-                if request is None:
+            nonlocal in_flight, held
+            while held < ahead_requests and (in_flight < ahead_bytes or not pending):
+                batch = next(batches, None)
+                if batch is None:
                     return
-                item, key, size, version, start, length = request
-                future = pool.submit(self._read_part, key, size, version, start, length)
-                pending.append((item, length, start + length >= size, future))
-                in_flight += length
+                pending.append((batch, pool.submit(_read_all, self._read_part, batch)))
+                in_flight += sum(part.length for part in batch)
+                held += len(batch)
 
         def chunks() -> Iterator[Buffer]:
-            nonlocal in_flight
+            nonlocal in_flight, held
             last = False
             while not last:
+                if not ready:
+                    batch, future = pending.popleft()
+                    ready.extend(zip(batch, future.result(), strict=False))
+                    in_flight -= sum(part.length for part in batch)
+                    held -= len(batch)
+                part, data = ready.popleft()
+                if isinstance(data, Exception):
+                    raise data
                 fill()
-                _, length, last, future = pending.popleft()
-                data = future.result()
-                in_flight -= length
-                fill()
-                if length:
+                last = part.start + part.length >= part.size
+                if part.length:
                     yield data
 
         try:
             fill()
-            while pending:
+            while ready or pending:
                 body = chunks()
-                yield pending[0][0], body
+                yield (ready[0][0] if ready else pending[0][0][0]).item, body
                 for _ in body:
                     pass
-                fill()
         finally:
             # Not waited for: whoever stops is not to hang with a server that hangs.
             pool.shutdown(wait=False, cancel_futures=True)
@@ -498,7 +507,48 @@ class Bucket:
         )
 
 
-def _parts(wanted: Iterable[tuple[T, str, int, str]]) -> Iterator[tuple[T, str, int, str, int, int]]:
+class _Part(NamedTuple, Generic[T]):
+    """A range of an object that is read by one request."""
+
+    item: T
+    key: str
+    size: int
+    version: str
+    start: int
+    length: int
+
+
+def _parts(wanted: Iterable[tuple[T, str, int, str]]) -> Iterator[_Part[T]]:
     for item, key, size, version in wanted:
         for start in range(0, size or 1, GET_PART_BYTES):
-            yield item, key, size, version, start, min(GET_PART_BYTES, size - start)
+            yield _Part(item, key, size, version, start, min(GET_PART_BYTES, size - start))
+
+
+def _read_all(read: Callable[[str, int, str, int, int], Buffer], batch: list[_Part[T]]) -> list[Buffer | Exception]:
+    """One after another, up to the first that fails, which is raised when its turn comes."""
+    done: list[Buffer | Exception] = []
+    for part in batch:
+        try:
+            done.append(read(part.key, part.size, part.version, part.start, part.length))
+        except Exception as error:  # noqa: BLE001  carried to the thread that reads
+            done.append(error)
+            break
+    return done
+
+
+def _batches(parts: Iterator[_Part[T]], most: int, small_bytes: int) -> Iterator[list[_Part[T]]]:
+    """Up to ``most`` small objects at a time, any other part alone."""
+    batch: list[_Part[T]] = []
+    for part in parts:
+        if part.size > small_bytes:
+            if batch:
+                yield batch
+            yield [part]
+            batch = []
+            continue
+        batch.append(part)
+        if len(batch) == most:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
