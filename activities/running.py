@@ -23,6 +23,7 @@ from temporalio.exceptions import ApplicationError, CancelledError
 from archiver import model as m
 from archiver.errors import ArchiverError, ContentError, OwnFault, Refused, Stopped
 from archiver.log import scrub
+from archiver.progress import uncut
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -123,12 +124,7 @@ async def _heard() -> AsyncIterator[None]:
 
 async def in_thread(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     """Run in a thread, and wait for its end also when cancelled: what it writes must not come after the clean-up."""
-    work = asyncio.ensure_future(asyncio.to_thread(function, *args, **kwargs))
-    try:
-        return await asyncio.shield(work)
-    except asyncio.CancelledError:
-        await asyncio.wait([work])
-        raise
+    return await uncut(asyncio.to_thread(function, *args, **kwargs))
 
 
 class Beat:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+import asyncio
+from collections.abc import Awaitable
+from typing import Protocol, TypeVar
+
+T = TypeVar("T")
 
 
 class Progress(Protocol):
@@ -16,6 +20,16 @@ class Progress(Protocol):
 
     def note(self, text: str) -> None:
         """Say in a few words what is being waited for or done now; also an occasion to stop."""
+
+
+async def uncut(work: Awaitable[T]) -> T:
+    """Await ``work`` to its end also when cancelled, and be cancelled then: what it writes must not come after a clean-up."""
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise
 
 
 class Silent:

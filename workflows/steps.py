@@ -50,7 +50,7 @@ class Step(Generic[Request, Result]):
     slowest_mib_per_second: float = 0
     """Adds ``size / speed`` to the limit; 0: the limit does not depend on sizes."""
     never_gives_up: bool = False
-    """Retried without end: the truth must be told, or the place tidied, however long that takes."""
+    """Retried without end: the truth must be told, however long that takes."""
 
     def retry(self, policy: m.Policy) -> RetryPolicy:
         """Back-off up to two minutes, for as many attempts as fill the time after which a system error is given up."""
@@ -113,7 +113,7 @@ FAIL_DATASET = Step[m.FailDatasetRequest, m.Done]("fail-dataset", CATALOGUE, m.D
 # --- pack: plan, pack, clean up ---------------------------------------------------------------------------------------
 PLAN = Step[m.PlanRequest, m.PlanResult]("plan-dataset", PACK_QUEUE, m.PlanResult, 12 * HOUR)
 PACK = Step[m.PackRequest, m.PackResult]("pack-datablock", PACK_QUEUE, m.PackResult, 2 * HOUR, 5)
-CLEAN_STAGING = Step[m.PidRequest, m.Done]("clean-staging", PACK_QUEUE, m.Done, 2 * HOUR, never_gives_up=True)
+CLEAN_STAGING = Step[m.PidRequest, m.Done]("clean-staging", PACK_QUEUE, m.Done, 2 * HOUR)
 
 # --- the LTS: one process -----------------------------------------------------------------------------------------------
 WAIT_FOR_SPACE = Step[m.SpaceRequest, m.SpaceResult]("wait-for-lts-space", LTS_SPACE, m.SpaceResult, FOREVER)
@@ -121,7 +121,7 @@ COPY = Step[m.CopyRequest, m.CopyResult]("copy-to-lts", LTS_COPY, m.CopyResult, 
 VERIFY = Step[m.VerifyRequest, m.VerifyResult]("verify-in-lts", LTS_VERIFY, m.VerifyResult, 24 * HOUR, 5)
 SURVEY_LTS = Step[m.SurveyRequest, m.SurveyResult]("survey-lts", LTS_BAG, m.SurveyResult, HOUR)
 PUBLISH_BAG = Step[m.DatasetRef, m.BagResult]("publish-bag", LTS_BAG, m.BagResult, 2 * HOUR)
-ROLL_BACK_LTS = Step[m.DatasetRef, m.Done]("roll-back-lts", LTS_BAG, m.Done, HOUR, never_gives_up=True)
+ROLL_BACK_LTS = Step[m.DatasetRef, m.Done]("roll-back-lts", LTS_BAG, m.Done, HOUR)
 CONDEMN = Step[m.DatablockRef, m.Done]("condemn-datablock", LTS_BAG, m.Done, HOUR)
 
 # --- deletion: the only step that may remove source files ----------------------------------------------------------------

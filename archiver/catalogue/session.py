@@ -21,6 +21,7 @@ import httpx
 import stamina
 
 from archiver.errors import CatalogueFault, SettingsInvalid
+from archiver.progress import uncut
 from archiver.settings import SciCatSettings
 
 RENEW_SHARE = 0.8
@@ -147,7 +148,9 @@ class Session:
         """One call; 403 logs in once more and tries again (contract 4). Raises ``CatalogueFault``."""
         for last in (False, True):
             token = await self._valid_token()
-            status, body = await self._send(method, path, token, params, json_body)
+            sent = self._send(method, path, token, params, json_body)
+            # A write that is on its way is waited for: what is written after a cancel must be the last word.
+            status, body = await (sent if method == "GET" else uncut(sent))
             if status not in (401, 403) or last or self._settings.token is not None:
                 break
             await self._login(but=token)

@@ -423,3 +423,35 @@ async def test_a_pid_is_one_segment_however_it_looks(place: Place) -> None:
         assert dataset is not None
         assert dataset.pid == pid
     assert (await place.ask("GET", at("a/b"))).status_code == 200
+
+
+async def test_p5_a_write_on_its_way_is_waited_for_by_a_cancel_and_a_reading_is_not(place: Place) -> None:
+    pid = await place.dataset()
+    arrived, go = asyncio.Event(), asyncio.Event()
+    through = place.line.handle_async_request
+
+    async def slow(request: httpx.Request) -> httpx.Response:
+        if "datasets" in request.url.path:
+            arrived.set()
+            await go.wait()
+        return await through(request)
+
+    place.line.handle_async_request = slow  # type: ignore[method-assign]
+    async with place.scicat() as scicat:
+        reading = asyncio.ensure_future(scicat.dataset(pid))
+        await arrived.wait()
+        reading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await reading
+        arrived.clear()
+        writing = asyncio.ensure_future(scicat.patch_lifecycle(pid, {"archiveStatusMessage": "started"}))
+        await arrived.wait()
+        writing.cancel()
+        await asyncio.sleep(0.05)
+        assert not writing.done()
+        go.set()
+        with pytest.raises(asyncio.CancelledError):
+            await writing
+    dataset = place.standin.store.get("datasets", pid)
+    assert dataset is not None
+    assert dataset["datasetlifecycle"]["archiveStatusMessage"] == "started"
