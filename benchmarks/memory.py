@@ -16,10 +16,13 @@ async def memory(bench: Bench, *, small: bool, large: bool) -> list[Row]:
     """Each in a new process: what one run took must not help the next."""
     files = [1_000, 5_000] if small else [1_000, 100_000]
     sizes = [64 * MIB, 256 * MIB] if small else [GIB, 16 * GIB] if large else [GIB]
+    total = files[-1] * 10 * KIB  # the same bytes in few and in many files: only their number differs
     rows, scratch, written = [], 0.0, 0
     groups = {
         "size": [Workload(_size(size), max(4, size // GIB), size // max(4, size // GIB), "random") for size in sizes],
-        "files": [Workload(f"{count:,} files", count, 10 * KIB, "random") for count in files],
+        "files": [
+            Workload(f"{total // MIB} MiB in {count:,} files", count, total // count, "random") for count in files
+        ],
     }
     for of, group in groups.items():
         peaks = []

@@ -58,7 +58,8 @@ SMALL_FILES = Workload("5,000 x 10 KiB random", 5000, 10 * KIB, "random")
 def content(kind: str, size: int, k: int) -> bytes:
     """The bytes of file ``k``."""
     if kind == "random":
-        return random.Random(k).randbytes(size)
+        made = random.Random(k)
+        return b"".join(made.randbytes(min(16 * MIB, size - start)) for start in range(0, size, 16 * MIB))
     tile = _counts()
     start = k * 1_000_003 * 2 % len(tile)
     piece = tile[start : start + size]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from tests.pipeline.system import System
 
 __all__ = ["make_system", "system"]
 
+KIB = 2**10
+TOTAL_BYTES = 100_000 * KIB
 WORKERS = ("workflows", "catalogue", "pack", "lts")
 
 
@@ -40,20 +43,24 @@ Archived = Callable[[int], Awaitable[Run]]
 
 @pytest.fixture(scope="module")
 async def archived(system: System) -> Archived:
-    """Archives a dataset of so many files when first asked for; asked again, the same run."""
+    """Archives a dataset of so many files when first asked for; asked again, the same run.
+
+    A thousand files hold as many bytes as a hundred thousand: what differs is their number alone.
+    """
     runs: dict[int, Run] = {}
 
     async def run(count: int) -> Run:
         if count not in runs:
-            runs[count] = await _archive(system, count)
+            runs[count] = await _archive(system, count, TOTAL_BYTES // 1000 if count == 1000 else KIB)
             print(runs[count])
         return runs[count]
 
     return run
 
 
-async def _archive(system: System, count: int) -> Run:
-    files = {f"run_{k // 1000:03}/frame_{k:06}.bin": b"%010d" % k for k in range(count)}
+async def _archive(system: System, count: int, size: int) -> Run:
+    filling = random.Random(count).randbytes(size - 10)
+    files = {f"run_{k // 1000:03}/frame_{k:06}.bin": b"%010d" % k + filling for k in range(count)}
     await system.log_in()
     pid = await system.dataset(files, landed=False)
     _upload(system, pid, files)
