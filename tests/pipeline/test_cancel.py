@@ -33,7 +33,7 @@ from tests.pipeline.moments import (
 from tests.pipeline.oracle import assert_archived, assert_clean
 from tests.pipeline.system import System
 
-FILES = {"a.bin": noise(MIB, 1), "b.bin": noise(24 * MIB, 2)}
+FILES = {"a.bin": noise(MIB, 1), "b.bin": noise(16 * MIB, 2)}
 """Two datablocks: the first verifies, the second is stopped."""
 SMALL = {"a.txt": b"text"}
 SLOW = 2 * MIB
@@ -50,12 +50,14 @@ class Stoppable:
         self._staging = staging
         self._open = AsyncExitStack()
 
-    async def bring(self, pid: str, where: str) -> None:
-        """Until datablock 2 is in this stage."""
+    async def bring(self, pid: str, where: str, other: str) -> None:
+        """Until datablock 2 is in this stage. ``other`` is the other dataset under way."""
         system = self.system
         if where == "pack":
+            self._landing.slow(4 * SLOW)
+            await until(lambda: uploads(system, pid))
             self._landing.slow(SLOW)
-            await until(lambda: uploads(system, pid) and "1.tar.gz" in on_lts(system, pid))
+            await until(lambda: on_lts(system, pid).keys() == VERIFIED)
         elif where == "wait for LTS space":
             await until(lambda: self._first_has_its_space(pid))
             self._open.enter_context(full_lts(system))
@@ -63,8 +65,10 @@ class Stoppable:
             self._staging.slow(SLOW)
             await until(lambda: [path for path in partials(system, pid) if path.name.startswith(".2.tar.gz")])
         elif where == "verify in LTS":
-            self._landing.slow(4 * SLOW)
+            # The one verifier has done all else that it has to do, and datablock 2 is still being packed.
+            self._landing.slow(SLOW)
             await until(lambda: on_lts(system, pid).keys() == VERIFIED)
+            await until(lambda: _archived(system, other))
             for verifier in children(this_process(), "archiver.datablock.verify"):
                 os.kill(verifier, signal.SIGSTOP)
             self._landing.open()
@@ -138,7 +142,7 @@ async def test_p3_a_stop_ends_transfers_leaves_nothing_behind_and_keeps_what_ver
     job_id = await system.job(pid, other)
     job = await system.start_job(job_id)
     try:
-        await stoppable.bring(pid, where)
+        await stoppable.bring(pid, where, other)
         if what == "job":
             await until(lambda: _archived(system, other))
         kept = {name: inode for name, inode in on_lts(system, pid).items() if name in VERIFIED}

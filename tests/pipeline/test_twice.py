@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 from pydantic import BaseModel
 from temporalio import activity
-from temporalio.exceptions import ApplicationError, CancelledError
+from temporalio.exceptions import ApplicationError
 from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, Interceptor
 
 from archiver import model as m
@@ -19,8 +20,11 @@ from tests.pipeline.system import System
 from workflows import steps
 
 TWO_DATABLOCKS = {"a.bin": noise(MIB, 1), "b.bin": noise(MIB, 2)}
-ONE_AT_A_TIME = {"archive": {"datablocks_at_once": 1, "datasets_at_once": 1}, "datablock": {"target_bytes": MIB}}
-"""One activity runs at a time, so that what lies there before and after is its own doing."""
+SETTINGS = {
+    "archive": {"datablocks_at_once": 1},
+    "datablock": {"target_bytes": MIB},
+    "worker": {"heartbeat_timeout_seconds": 60.0},
+}
 
 DONE_ALREADY: dict[str, set[str]] = {
     "wait-for-lts-space": {"waited_seconds"},
@@ -35,10 +39,14 @@ DONE_ALREADY: dict[str, set[str]] = {
 
 
 class Twice(Interceptor):
-    """Runs every activity twice and compares results and state. ``after`` is called once each run of a step ended."""
+    """Runs every activity twice and compares results and state. ``after`` is called once both runs of a step ended.
+
+    One activity runs at a time, so that what lies there before and after is its own doing.
+    """
 
     def __init__(self, system: System) -> None:
         self.system = system
+        self.one = asyncio.Lock()
         self.seen: Counter[str] = Counter()
         self.failed: Counter[str] = Counter()
         self.differences: list[str] = []
@@ -68,17 +76,15 @@ class _Twice(ActivityInboundInterceptor):
         self._twice = twice
 
     async def execute_activity(self, input: ExecuteActivityInput) -> Any:
+        async with self._twice.one:
+            runs, states = [], []
+            for _ in range(2):
+                try:
+                    runs.append(await self.next.execute_activity(input))
+                except ApplicationError as error:
+                    runs.append(error)
+                states.append(state(self._twice.system))
         name = activity.info().activity_type
-        runs: list[Any] = []
-        states: list[Any] = []
-        for _ in range(2):
-            try:
-                runs.append(await self.next.execute_activity(input))
-            except CancelledError:
-                raise
-            except ApplicationError as error:
-                runs.append(error)
-            states.append(state(self._twice.system))
         self._twice.compare(name, runs, states)
         if todo := self._twice.after.pop((name, getattr(input.args[0], "n", 0)), None):
             todo()
@@ -131,7 +137,7 @@ def _without_times(value: Any) -> Any:
 
 
 async def test_p6_every_activity_may_be_run_twice(make_system: MakeSystem) -> None:
-    system = await make_system(ONE_AT_A_TIME)
+    system = await make_system(SETTINGS)
     twice = Twice(system)
 
     async with system.workers(overrides={"landing": {"delete_after_archive": True}}, interceptors=[twice]):
