@@ -26,6 +26,7 @@ from temporalio.runtime import PrometheusConfig, Runtime, TelemetryConfig
 from temporalio.worker import Interceptor, Worker, WorkflowInstance, WorkflowInstanceDetails
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 
+from activities.awake import Awake
 from activities.connection import connect
 from activities.queues import GROUPS, Service, parse_queues
 from archiver.errors import ArchiverError
@@ -98,6 +99,7 @@ async def serving(
         grace = timedelta(seconds=settings.worker.graceful_shutdown_seconds)
         identity = f"{socket.gethostname()}:{os.getpid()}:{'+'.join(queues)}"
         service = await stack.enter_async_context(Service(settings, queues))
+        awake = await stack.enter_async_context(Awake(settings.worker.heartbeat_timeout_seconds).watching())
         for queue in service.activity_queues:
             worker = Worker(
                 client,
@@ -109,7 +111,7 @@ async def serving(
                 max_heartbeat_throttle_interval=HEARTBEAT_THROTTLE,
                 default_heartbeat_throttle_interval=HEARTBEAT_THROTTLE,
                 identity=identity,
-                interceptors=interceptors,
+                interceptors=[awake, *interceptors],
             )
             workers.append(await stack.enter_async_context(worker))
         if "workflows" in queues:

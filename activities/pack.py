@@ -95,7 +95,7 @@ class PackActivities:
         )
         packed = pack(files, plan=plan, n=request.n, progress=beat)
         try:
-            self._staging.put_stream(datablock_key, iter(packed))
+            self._staging.put_stream(datablock_key, iter(packed), ours=beat.advance)
         except (ChecksumDiffers, SourceChanged) as error:
             # Once it may be the network's doing: the source is to blame only if it differs again.
             error.retryable = activity.info().attempt == 1

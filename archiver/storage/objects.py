@@ -249,11 +249,13 @@ class Bucket:
         with self._boto_faults(key):
             self.boto.put_object(Bucket=self.name, Key=key, Body=data, Metadata=digest)
 
-    def put_stream(self, key: str, chunks: Iterable[bytes], *, size_hint: int = 0) -> None:
+    def put_stream(
+        self, key: str, chunks: Iterable[bytes], *, size_hint: int = 0, ours: Callable[[], object] = lambda: None
+    ) -> None:
         """Upload a stream in parts; whole or not at all. What ``chunks`` raises is raised, and nothing stays behind.
 
-        Except after ``Stopped``: whoever goes on with the work aborts what is open, and may have an upload of this key
-        under way by now, which is not ours to abort.
+        Except after ``Stopped``, from ``chunks`` or, once it failed, from ``ours``: whoever goes on with the work aborts
+        what is open, and may have an upload of this key under way by now, which is not ours to abort.
         """
         part = max(PUT_PART_BYTES, -(-size_hint // (MAX_PARTS - 100)))
         source = iter(chunks)
@@ -292,6 +294,7 @@ class Bucket:
                 )
         except BaseException:
             if not (failed and isinstance(failed[0], Stopped)):
+                ours()
                 self._abort_quietly(key)
             if failed:
                 raise failed[0] from None

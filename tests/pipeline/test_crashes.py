@@ -14,6 +14,7 @@ from temporalio.api.enums.v1 import PendingActivityState
 from temporalio.client import Client, WorkflowHandle
 from temporalio.service import RPCError
 
+from activities.awake import Awake
 from archiver import model as m
 from archiver.catalogue.standin.app import Fault
 from archiver.settings import S3Settings
@@ -301,6 +302,18 @@ async def test_p5_workers_that_stood_still_harm_nothing_when_they_go_on(
                 landing.open()
                 staging.open()
                 await archiving.ends_right()
+
+
+def test_p5_a_process_that_stood_still_begins_nothing_of_what_it_was_given_meanwhile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = [1000.0]
+    monkeypatch.setattr("activities.awake.time.monotonic", lambda: clock[0])
+    awake, may_begin = Awake(limit_seconds=5), []
+    for seconds in (1, 5, 5.1, 1, 1.1):
+        clock[0] += seconds
+        may_begin.append(awake.look())
+    assert may_begin == [True, True, False, False, True]
 
 
 class Seeing:
