@@ -16,14 +16,12 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
 from temporalio.client import Client
-from temporalio.converter import StorageDriverStoreContext
 from temporalio.runtime import PrometheusConfig, Runtime, TelemetryConfig
-from temporalio.worker import Interceptor, Worker, WorkflowInstance, WorkflowInstanceDetails
+from temporalio.worker import Interceptor, Worker
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 
 from activities.awake import Awake
@@ -43,25 +41,7 @@ HEARTBEAT_THROTTLE = timedelta(seconds=2)
 """A cancel reaches an activity with its next heartbeat; transfers must stop within 5 s."""
 
 WORKFLOWS = [ArchiveJob, ArchiveDataset, ArchiveDatablock]
-
-
-@dataclass(frozen=True)
-class Sandbox(SandboxedWorkflowRunner):
-    """The SDK's sandbox, asked nothing where the answer is known.
-
-    With every payload it is asked, by code compiled anew, in which context to convert and where to store it apart: a
-    seventh of the workflow worker's CPU. Our converter heeds no context, and nothing is stored apart.
-    """
-
-    def create_instance(self, det: WorkflowInstanceDetails) -> WorkflowInstance:
-        """As the SDK's."""
-        instance = super().create_instance(det)
-        instance.get_serialization_context = lambda _: None  # type: ignore[method-assign, assignment]
-        instance.get_external_store_context = lambda _: StorageDriverStoreContext()  # type: ignore[method-assign, assignment]
-        return instance
-
-
-SANDBOX = Sandbox(
+SANDBOX = SandboxedWorkflowRunner(
     restrictions=SandboxRestrictions.default.with_passthrough_modules(
         # Without state; imported anew they took half of the time that a workflow needs to begin.
         "archiver.model",
