@@ -58,18 +58,17 @@ class Stoppable:
             await until(lambda: uploads(system, pid))
             self._landing.slow(SLOW)
             await until(lambda: on_lts(system, pid).keys() == VERIFIED)
-        elif where == "wait for LTS space":
-            await until(lambda: self._first_has_its_space(pid))
-            self._open.enter_context(full_lts(system))
         elif where == "copy to LTS":
             self._staging.slow(SLOW)
             await until(lambda: [path for path in partials(system, pid) if path.name.startswith(".2.tar.gz")])
-        elif where == "verify in LTS":
-            # The one verifier has done all else that it has to do, and datablock 2 is still being packed.
+        else:
+            # What else is under way has passed, and datablock 2 is still being packed.
             self._landing.slow(SLOW)
             await until(lambda: on_lts(system, pid).keys() == VERIFIED)
             await until(lambda: _archived(system, other))
-            for verifier in children(this_process(), "archiver.datablock.verify"):
+            if where == "wait for LTS space":
+                self._open.enter_context(full_lts(system))
+            for verifier in children(this_process(), "archiver.datablock.verify") if where == "verify in LTS" else []:
                 os.kill(verifier, signal.SIGSTOP)
             self._landing.open()
         await until(lambda: self._at(pid, where))
@@ -79,9 +78,6 @@ class Stoppable:
         """Until a datablock is half on the LTS, and nothing more comes from staging."""
         self._staging.shut(after_bytes=8 * MIB)
         await until(lambda: self._staging.holding and partials(self.system, pid))
-
-    async def _first_has_its_space(self, pid: str) -> bool:
-        return await stage(self.system, pid, 1) in ("copy to LTS", "verify in LTS", "verified")
 
     async def _at(self, pid: str, where: str) -> bool:
         return await stage(self.system, pid, 2) == where
