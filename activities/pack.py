@@ -95,7 +95,8 @@ class PackActivities:
         )
         packed = pack(files, plan=plan, n=request.n, progress=beat)
         try:
-            self._staging.put_stream(datablock_key, iter(packed), ours=beat.advance)
+            # An upload has at most 10,000 parts, so those of one very large file must be larger.
+            self._staging.put_stream(datablock_key, iter(packed), size_hint=plan.largest_bytes, ours=beat.advance)
         except (ChecksumDiffers, SourceChanged) as error:
             # Once it may be the network's doing: the source is to blame only if it differs again.
             error.retryable = activity.info().attempt == 1

@@ -80,6 +80,11 @@ class ObjectChanged(Exception):
         self.key, self.expected, self.found = key, expected, found
 
 
+def part_bytes(size: int) -> int:
+    """Size of the parts of an upload of ``size`` bytes, with one in a hundred parts to spare for framing."""
+    return max(PUT_PART_BYTES, -(-size // (MAX_PARTS - 100)))
+
+
 def plain_key(key: str) -> bool:
     """Whether obstore names ``key`` exactly: no empty, ``.`` or ``..`` segment, no control character."""
     return all(segment not in ("", ".", "..") for segment in key.split("/")) and not any(
@@ -257,7 +262,7 @@ class Bucket:
         Except after ``Stopped``, from ``chunks`` or, once it failed, from ``ours``: whoever goes on with the work aborts
         what is open, and may have an upload of this key under way by now, which is not ours to abort.
         """
-        part = max(PUT_PART_BYTES, -(-size_hint // (MAX_PARTS - 100)))
+        part = part_bytes(size_hint)
         source = iter(chunks)
         first: list[bytes] = []
         held = 0
