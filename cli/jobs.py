@@ -8,18 +8,15 @@ from typing import Any
 from uuid import UUID
 
 from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
-from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
 from temporalio.exceptions import ApplicationError, FailureError, TemporalError
 
 from activities.connection import answering
+from activities.starting import start_job
 from archiver import model as m
 from archiver.catalogue.client import SciCat
 from archiver.errors import SettingsInvalid, UnknownDataset
-from archiver.pids import workflow_id
 from archiver.settings import Settings
 from cli import exits
-from workflows import steps
-from workflows.visible import attributes
 
 LOOK_SECONDS = 0.3
 
@@ -47,21 +44,9 @@ async def submit(settings: Settings, pids: list[str]) -> str:
 
 
 async def start(client: Client, job_id: str, pids: list[str] | None) -> WorkflowHandle[Any, m.ArchiveJobResult]:
-    """Start the workflow of a job; one that runs already is joined, one that ended is run again (harmless: P3)."""
+    """Start the workflow of a job; raises ``SettingsInvalid`` (usage) if it is no job id."""
     check_job_id(job_id)
-    with answering():
-        return await client.start_workflow(
-            "ArchiveJob",
-            m.ArchiveJobRequest(job_id=job_id, pids=pids or None),
-            id=workflow_id("archive-job", job_id),
-            task_queue=steps.WORKFLOWS,
-            result_type=m.ArchiveJobResult,
-            id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
-            id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
-            search_attributes=attributes(job_id=job_id),
-            static_summary=f"archive job {job_id}",
-            static_details="One SciCat job of type archive. Cancel it here, or send the signal 'cancel' {reason, who}.",
-        )
+    return await start_job(client, job_id, pids)
 
 
 def check_job_id(job_id: str) -> None:

@@ -143,6 +143,15 @@ class Child:
         )
 
 
+DYNAMIC_CONFIG = (
+    "matching.useNewMatcher=true",
+    "matching.enableFairness=true",
+    # The dev server has one history shard, and a shard looks for tasks 20 times a second: every step of a workflow would
+    # wait for two such looks of 50 ms each. Servers with many shards do not feel that limit.
+    "history.transferProcessorMaxPollRPS=1000",
+)
+
+
 def temporal_dev_server(
     folder: Path,
     *,
@@ -160,8 +169,8 @@ def temporal_dev_server(
         command += ["--db-filename", str(folder / "temporal.db")]
     for name, kind in SEARCH_ATTRIBUTES.items():
         command += ["--search-attribute", f"{name}={kind}"]
-    for key in ("matching.useNewMatcher=true", "matching.enableFairness=true"):
-        command += ["--dynamic-config-value", key]
+    for value in DYNAMIC_CONFIG:
+        command += ["--dynamic-config-value", value]
     return Child("Temporal server", [*command, *(more or [])], folder / "logs" / "temporal.log")
 
 

@@ -1,0 +1,1 @@
+"""SciCat jobs in (HTTP, RabbitMQ), Temporal workflow starts out."""
