@@ -82,6 +82,7 @@ class CatalogueActivities:
         archive = self._settings.archive
         return m.BeginJobResult(
             total=len(pids),
+            pids=pids[: request.limit],
             policy=m.Policy(
                 datasets_at_once=archive.datasets_at_once,
                 datablocks_at_once=archive.datablocks_at_once,

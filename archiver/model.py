@@ -150,11 +150,12 @@ class ArchiveJobResult(Wire):
 
 
 class BeginJobRequest(Wire):
-    """Read the job, check that it is ours, set it in progress."""
+    """Read the job, check that it is ours, set it in progress; ``limit``: pids of the first page that are wanted too."""
 
     job_id: str
     pids: list[str] | None = None
     workflow_id: str = ""
+    limit: int = 0
 
 
 class PageRequest(Wire):
@@ -173,10 +174,11 @@ class PageResult(Wire):
 
 
 class BeginJobResult(Wire):
-    """The job as the workflow needs it."""
+    """The job as the workflow needs it, with its first page."""
 
     total: int
     policy: Policy
+    pids: list[str] = []
 
 
 class FinishJobRequest(Wire):
@@ -503,6 +505,83 @@ class JobProgress(Wire):
     waiting_for_others: list[str] = []
     outcomes: list[DatasetOutcome] = []
     message: str = ""
+
+
+MAX_SWEPT = 50
+"""Lines about single jobs or datasets in the result of a sweep; beyond it only counts."""
+
+
+class SweepRequest(Wire):
+    """Input of ``Sweep`` and ``SweepLeftovers``, and of their steps. ``dry_run``: say what would be done, change nothing."""
+
+    dry_run: bool = False
+
+
+class SweepJobsResult(Wire):
+    """Jobs that SciCat has as submitted or in progress, and what was done about them."""
+
+    submitted: int = 0
+    in_progress: int = 0
+    running: int = 0
+    """Of both, those whose workflow runs: nothing is to be done."""
+    started: int = 0
+    delayed: int = 0
+    """Of those started, the ones that wait for their execution time."""
+    restarted: int = 0
+    reported: int = 0
+    waiting: int = 0
+    """Lost, but not for long enough yet."""
+    more: bool = False
+    """Time was up: the next step goes on."""
+    lines: list[str] = []
+    """What was done about the first ``MAX_SWEPT``."""
+
+    def plus(self, other: SweepJobsResult) -> SweepJobsResult:
+        """The sum of what two steps of one sweep did; what they found is the later one's."""
+        done = ("started", "delayed", "restarted", "reported")
+        sums = {name: getattr(self, name) + getattr(other, name) for name in done}
+        return other.model_copy(update={**sums, "lines": [*self.lines, *other.lines][:MAX_SWEPT]})
+
+
+class FoundLeftovers(Wire):
+    """Datasets of which something lies about, the oldest first, at most as many as one sweep takes."""
+
+    pids: list[str] = []
+    what: list[str] = []
+    """Of each: what, and since when."""
+    more: int = 0
+    """Found, but left for the next sweep."""
+    young: int = 0
+    running: int = 0
+
+
+class SweepDatasetRequest(Wire):
+    """Input of ``SweepDataset``."""
+
+    pid: str
+
+
+class LookResult(Wire):
+    """Whether a dataset is idle, and what SciCat says of it."""
+
+    idle: bool
+    why: str = ""
+    archived: bool = False
+    started: bool = False
+    """SciCat has it as started, by us, and not for a short time only."""
+    job_id: str = ""
+
+
+class SweepLeftoversResult(Wire):
+    """What was found and done; ``problems``: places that could not be looked at, or datasets that could not be cleared."""
+
+    found: int = 0
+    cleared: int = 0
+    running: int = 0
+    young: int = 0
+    more: int = 0
+    problems: list[str] = []
+    lines: list[str] = []
 
 
 DatasetState.model_rebuild()

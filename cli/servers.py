@@ -167,6 +167,9 @@ def temporal_dev_server(
     command += ["--namespace", namespace, "--log-level", "error"]
     if not in_memory:
         command += ["--db-filename", str(folder / "temporal.db")]
+        # A write-ahead log: a killed server loses nothing, and a step costs less than half of the time. What a power cut
+        # takes from its end, the activities do again (P6).
+        command += ["--sqlite-pragma", "journal_mode=wal", "--sqlite-pragma", "synchronous=normal"]
     for name, kind in SEARCH_ATTRIBUTES.items():
         command += ["--search-attribute", f"{name}={kind}"]
     for value in DYNAMIC_CONFIG:

@@ -235,30 +235,29 @@ class ArchiveDataset:
         registered = await steps.REGISTER.run(
             ref, policy=policy, summary=f"register {plan.datablocks} verified datablocks in SciCat"
         )
-        await steps.FINISH_DATASET.run(
-            m.FinishDatasetRequest(
-                pid=r.pid,
-                job_id=r.job_id,
-                datablocks=registered.datablocks,
-                files=registered.files,
-                size_bytes=registered.size_bytes,
-                packed_bytes=registered.packed_bytes,
-                level=bag.level,
-            ),
-            policy=policy,
-            summary="report datasetOnArchiveDisk",
+        finish = m.FinishDatasetRequest(
+            pid=r.pid,
+            job_id=r.job_id,
+            datablocks=registered.datablocks,
+            files=registered.files,
+            size_bytes=registered.size_bytes,
+            packed_bytes=registered.packed_bytes,
+            level=bag.level,
         )
-        self.at("archived")
-        kept = ""
+        finishing = steps.FINISH_DATASET.run(finish, policy=policy, summary="report datasetOnArchiveDisk")
         if policy.delete_sources:
+            await finishing
+            self.at("archived")
+            kept = await self.delete_sources(ref)
+            kept += await self.clean_staging()
+        else:
+            # What is staged served the bag and the registration: it goes beside the report.
+            cleaning = asyncio.create_task(self.clean_staging())
             try:
-                deleted = await steps.DELETE_SOURCES.run(
-                    ref, policy=policy, summary="remove the archived source files on a fresh proof"
-                )
-                kept = f"; {deleted.files} source files removed" + (f", {deleted.kept} kept" if deleted.kept else "")
-            except ActivityError as error:
-                kept = f"; source files kept: {explain(error).message}"
-        kept += await self.clean_staging()
+                await finishing
+            finally:
+                kept = await cleaning
+            self.at("archived")
         return m.DatasetOutcome(
             pid=r.pid,
             outcome="archived",
@@ -269,6 +268,16 @@ class ArchiveDataset:
             packed_bytes=registered.packed_bytes,
             level=bag.level,
         )
+
+    async def delete_sources(self, ref: m.DatasetRef) -> str:
+        """Remove the source files that the settings do not keep. One that stays changes no outcome; it is said in words."""
+        try:
+            deleted = await steps.DELETE_SOURCES.run(
+                ref, policy=self.request.policy, summary="remove the archived source files on a fresh proof"
+            )
+        except ActivityError as error:
+            return f"; source files kept: {explain(error).message}"
+        return f"; {deleted.files} source files removed" + (f", {deleted.kept} kept" if deleted.kept else "")
 
     async def clean_staging(self) -> str:
         """Remove what is staged. What cannot be removed changes no outcome; it is said in words."""

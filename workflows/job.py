@@ -100,33 +100,42 @@ class ArchiveJob:
     async def archive(self) -> None:
         """Pages of datasets, each through the window."""
         r = self.request
+        page: list[str] = []
         if r.state is None:
             begun = await steps.BEGIN_JOB.run(
-                m.BeginJobRequest(job_id=r.job_id, pids=r.pids, workflow_id=workflow.info().workflow_id),
+                m.BeginJobRequest(job_id=r.job_id, pids=r.pids, workflow_id=workflow.info().workflow_id, limit=PAGE),
                 policy=m.Policy(heartbeat_seconds=FIRST_HEARTBEAT_SECONDS),
                 summary=f"read job {r.job_id} and set it in progress",
             )
             self.state = m.JobState(total=begun.total, policy=begun.policy)
+            page = begun.pids
         started = 0
         while self.state.offset < self.state.total:
             if started >= DATASETS_PER_RUN or workflow.info().is_continue_as_new_suggested():
                 await workflow.wait_condition(workflow.all_handlers_finished)
                 workflow.continue_as_new(r.model_copy(update={"state": self.state}))
-            page = await steps.READ_JOB_PAGE.run(
-                m.PageRequest(job_id=r.job_id, pids=r.pids, offset=self.state.offset, limit=PAGE),
-                policy=self.state.policy,
-                summary=f"datasets {self.state.offset + 1} to {min(self.state.offset + PAGE, self.state.total)}",
-            )
+            page = page or await self.page()
             self.at("datasets")
-            await windowed(page.pids, self.dataset, self.state.policy.datasets_at_once)
-            started += len(page.pids)
-            self.state = self.state.model_copy(update={"offset": self.state.offset + len(page.pids)})
-            if not page.pids:
+            await windowed(page, self.dataset, self.state.policy.datasets_at_once)
+            started += len(page)
+            self.state = self.state.model_copy(update={"offset": self.state.offset + len(page)})
+            if not page:
                 raise ApplicationError(
                     f"job {r.job_id} lists fewer datasets than the {self.state.total} it had at the start",
                     type="CatalogueFault",
                     non_retryable=True,
                 )
+            page = []
+
+    async def page(self) -> list[str]:
+        """The next page of pids."""
+        r, offset = self.request, self.state.offset
+        result = await steps.READ_JOB_PAGE.run(
+            m.PageRequest(job_id=r.job_id, pids=r.pids, offset=offset, limit=PAGE),
+            policy=self.state.policy,
+            summary=f"datasets {offset + 1} to {min(offset + PAGE, self.state.total)}",
+        )
+        return result.pids
 
     async def dataset(self, pid: str) -> None:
         """One dataset to its outcome; never raises for a failure of the dataset (P7)."""
