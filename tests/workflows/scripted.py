@@ -46,7 +46,11 @@ class Script:
         if name in self.replaced:
             return await self.replaced[name](request)
         usual: dict[str, Callable[[], Any]] = {
-            "begin-job": lambda: m.BeginJobResult(total=len(request.pids or self.pids()), policy=self.policy),
+            "begin-job": lambda: m.BeginJobResult(
+                total=len(request.pids or self.pids()),
+                policy=self.policy,
+                pids=(request.pids or self.pids())[: request.limit],
+            ),
             "read-job-page": lambda: m.PageResult(
                 pids=(request.pids or self.pids())[request.offset : request.offset + request.limit]
             ),
