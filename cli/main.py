@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -32,6 +33,10 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="Show, check and explain the settings.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
+
+
+REF = "A job's id (its beginning will do), a dataset's pid, or a workflow's id."
+QUEUE = "A queue or group as --queues names it (pack, lts-copy, lts ...); none: all that move data."
 
 
 @dataclass
@@ -89,6 +94,27 @@ def setup(
     options.out("\n".join(lines), made=made, steps=lines)
 
 
+@app.command()
+def doctor(
+    fix: Annotated[bool, typer.Option("--fix", help="First make what setup makes, but for the LTS marker.")] = False,
+    dataset: Annotated[str | None, typer.Option(help="Also see that this dataset's files lie there.")] = None,
+    deep: Annotated[bool, typer.Option("--deep", help="Look at the whole LTS, however long it takes.")] = False,
+) -> None:
+    """Try every right and connection that is needed; say what is missing and what mends it."""
+    from cli.doctor import examine, mend, report
+
+    settings = options.settings()
+
+    async def run() -> tuple[str, dict[str, Any]]:
+        if fix:
+            await mend(settings, options.say)
+        return report(await examine(settings, dataset=dataset, deep=deep))
+
+    text, data = asyncio.run(run())
+    options.out(text, **data)
+    raise typer.Exit(0 if data["ok"] else 1)
+
+
 @config_app.command("show")
 def config_show() -> None:
     """The settings in force, secrets masked."""
@@ -126,6 +152,14 @@ def worker(
 
     arguments = ["--queues", queues] + (["-c", str(options.config)] if options.config else [])
     raise typer.Exit(worker_module.main(arguments))
+
+
+@app.command()
+def bridge() -> None:
+    """Serve SciCat's webhook: POST /api/v1/jobs starts the job's workflow. Needs bridge.token, or username and password."""
+    from bridge.serve import serve
+
+    serve(options.settings())
 
 
 @app.command()
@@ -211,12 +245,192 @@ async def _started(client: Any, job_id: str, pids: list[str] | None, wait: bool)
 
 
 @app.command()
-def status(ref: Annotated[str, typer.Argument(help="A job's id, or a dataset's pid.", metavar="REF")]) -> None:
-    """What a job or dataset is doing, or how it ended."""
+def status(ref: Annotated[str, typer.Argument(help=REF, metavar="REF")]) -> None:
+    """What a job or dataset is doing, what it waits for, or how it ended."""
     from cli.status import describe
 
     text, data = asyncio.run(describe(options.settings(), ref))
     options.out(text, **data)
+
+
+@app.command()
+def watch(
+    ref: Annotated[str, typer.Argument(help=REF, metavar="REF")],
+    timeout: Annotated[float | None, typer.Option(min=0, help="Stop watching after so many seconds (124).")] = None,
+) -> None:
+    """Follow a job or dataset to its end; ends with its exit code. Ctrl-C stops watching, not the job."""
+    from rich.console import Console
+
+    from activities.connection import answering, connect
+    from cli import watch as watching
+    from cli.status import lines
+
+    settings, started = options.settings(), time.monotonic()
+
+    async def run() -> dict[str, Any]:
+        client = await connect(settings)
+        with answering():
+            console = Console(stderr=True, quiet=options.quiet)
+            return await watching.watch(client, ref, console=console, say=options.say, timeout=timeout)
+
+    try:
+        found = asyncio.run(run())
+    except (KeyboardInterrupt, watching.TimeIsUp) as early:
+        print(watching.goes_on(ref, time.monotonic() - started), file=sys.stderr, flush=True)
+        raise typer.Exit(130 if isinstance(early, KeyboardInterrupt) else watching.TIMED_OUT) from None
+    options.out("\n".join(lines(found)), **found)
+    raise typer.Exit(watching.code_of(found))
+
+
+@app.command("jobs")
+def list_jobs(
+    running: Annotated[bool, typer.Option("--running", help="Only those under way.")] = False,
+    failed: Annotated[bool, typer.Option("--failed", help="Only those that ended otherwise than well.")] = False,
+    stuck: Annotated[bool, typer.Option("--stuck", help="Only those that cannot go on, and why.")] = False,
+    group: Annotated[str | None, typer.Option(help="Only those with datasets of this owner group.")] = None,
+    since: Annotated[str | None, typer.Option(help="Only those begun within 30m, 12h, 7d, 2w.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="At most so many.")] = 20,
+) -> None:
+    """Jobs, those under way first.
+
+    Stuck is a job below which a step has failed three times in a row or more, or waits in a queue that no worker serves, or
+    a workflow cannot go on. What waits for LTS space, for a slot, or for a paused queue is not stuck.
+    """
+    from activities.connection import answering, connect
+    from cli.listing import jobs, lines
+
+    async def run() -> dict[str, Any]:
+        client = await connect(options.settings())
+        with answering():
+            return await jobs(
+                client, limit=limit, running=running, failed=failed, stuck=stuck, group=group, since=since
+            )
+
+    told = asyncio.run(run())
+    options.out("\n".join(lines(told)), **told)
+
+
+@app.command()
+def cancel(
+    ref: Annotated[str, typer.Argument(help=REF, metavar="REF")],
+    reason: Annotated[str, typer.Option(help="Why; SciCat's users read it.")],
+    who: Annotated[str | None, typer.Option(help="Who asks; default: user@host.")] = None,
+) -> None:
+    """Stop a job or a dataset. Verified datablocks stay, the rest is cleaned up, SciCat tells who and why."""
+    from activities.connection import answering, connect
+    from cli import hand
+
+    async def run() -> dict[str, Any]:
+        client = await connect(options.settings())
+        with answering():
+            return await hand.cancel(client, ref, reason=reason, who=who or hand.whoever())
+
+    told = asyncio.run(run())
+    options.out(f"{told['workflow']} was asked to stop; archiver watch {ref} follows it", **told)
+
+
+@app.command()
+def retry(ref: Annotated[str, typer.Argument(help=REF, metavar="REF")]) -> None:
+    """Run the job of what failed or was stopped again. What was verified is used again."""
+    from activities.connection import answering, connect
+    from cli import hand
+
+    async def run() -> dict[str, Any]:
+        client = await connect(options.settings())
+        with answering():
+            return await hand.retry(client, ref)
+
+    told = asyncio.run(run())
+    options.out(f"started {told['workflow']}; archiver watch {told['job']} follows it", **told)
+
+
+@app.command()
+def abandon(
+    ref: Annotated[str, typer.Argument(help=REF, metavar="REF")],
+    reason: Annotated[str, typer.Option(help="Why; SciCat's users read it.")],
+    who: Annotated[str | None, typer.Option(help="Who asks; default: user@host.")] = None,
+    within: Annotated[float, typer.Option(min=0, max=3600, help="Seconds in which it may still clean up.")] = 60,
+) -> None:
+    """Stop a job or a dataset for good, also where its clean-up cannot succeed: after some time no step is tried again."""
+    from activities.connection import answering, connect
+    from cli import hand
+
+    async def run() -> dict[str, Any]:
+        settings = options.settings()
+        client = await connect(settings)
+        with answering():
+            return await hand.abandon(client, settings, ref, reason=reason, who=who or hand.whoever(), within=within)
+
+    told = asyncio.run(run())
+    count = len(told["terminated"])
+    how = (
+        f"{count} workflows were terminated; archiver sweep clears what they left"
+        if count
+        else "it cleaned up after itself"
+    )
+    options.out(f"{told['workflow']} is abandoned: {how}", **told)
+
+
+@app.command()
+def pause(
+    queue: Annotated[str | None, typer.Argument(help=QUEUE, metavar="[QUEUE]")] = None,
+    reason: Annotated[str, typer.Option(help="Why.")] = "no reason given",
+    who: Annotated[str | None, typer.Option(help="Who asks; default: user@host.")] = None,
+    show: Annotated[bool, typer.Option("--show", help="Only tell what is paused.")] = False,
+) -> None:
+    """Begin no more steps that move data, or none of one queue; what runs goes on to its end. Lasts until resume."""
+    _set_paused(queue, True, reason, who, show)
+
+
+@app.command()
+def resume(
+    queue: Annotated[str | None, typer.Argument(help=QUEUE, metavar="[QUEUE]")] = None,
+    reason: Annotated[str, typer.Option(help="Why.")] = "no reason given",
+    who: Annotated[str | None, typer.Option(help="Who asks; default: user@host.")] = None,
+) -> None:
+    """Let what was paused go on: all queues, or one."""
+    _set_paused(queue, False, reason, who, False)
+
+
+def _set_paused(queue: str | None, paused: bool, reason: str, who: str | None, show: bool) -> None:
+    from activities.connection import answering, connect
+    from cli import hand, queues
+
+    # Everything is resumed, also a queue that was paused by its own name.
+    names = queues.ACTIVITY_QUEUES if queue is None and (show or not paused) else queues.names_of(queue)
+
+    async def run() -> list[queues.QueueState]:
+        client = await connect(options.settings())
+        with answering():
+            if show:
+                return list((await queues.read(client, names)).values())
+            return await queues.set_paused(client, names, paused, reason=reason, who=who or hand.whoever())
+
+    states = asyncio.run(run())
+    options.out("\n".join(queues.line(state) for state in states), queues=[state.as_data() for state in states])
+
+
+@app.command()
+def health(
+    queue: Annotated[
+        list[str] | None,
+        typer.Option("--queue", help="Only this queue or group, as --queues names it; may be repeated."),
+    ] = None,
+) -> None:
+    """For probes: 0 if Temporal answers and a worker serves every queue, 1 if none does, 7 if Temporal does not answer."""
+    from activities.connection import answering, connect
+    from cli import health as probe
+
+    names = probe.names_of(queue) if queue else None
+
+    async def run() -> dict[str, Any]:
+        client = await connect(options.settings())
+        with answering():
+            return await probe.health(client, names)
+
+    told = asyncio.run(run())
+    options.out("\n".join(probe.lines(told)), **told)
+    raise typer.Exit(0 if told["healthy"] else 1)
 
 
 @app.command()

@@ -1,131 +1,173 @@
-"""What a job or a dataset is doing, or how it ended: for ``archiver status``, and for the demo's bars."""
+"""What a job or a dataset is doing, or how it ended, in words: ``archiver status``; and the demo's datablocks."""
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
-from typing import Any, TypeVar
+from typing import Any
 
 from temporalio.api.enums.v1 import PendingActivityState
-from temporalio.client import (
-    Client,
-    WorkflowExecutionDescription,
-    WorkflowExecutionStatus,
-    WorkflowFailureError,
-    WorkflowHandle,
-)
-from temporalio.exceptions import FailureError, TemporalError
+from temporalio.client import Client, WorkflowExecutionStatus
+from temporalio.exceptions import TemporalError
 from temporalio.service import RPCError, RPCStatusCode
 
 from activities.connection import answering, connect
 from archiver import model as m
 from archiver.pids import workflow_id
 from archiver.settings import Settings
-from cli import exits
+from cli.look import QUERY, Data, left, look, moved, spell
+from cli.refs import resolve
 from workflows.visible import STAGE, size
 
-QUERY_SECONDS = timedelta(seconds=5)
-"""A worker answers a query in milliseconds; without one, nobody does."""
-UNANSWERED = "no worker answers: is one serving the queue 'archiver'?"
-
 SIZES = ("done_bytes", "total_bytes", "size_bytes", "packed_bytes")
+SHOWN_MESSAGE = 400
+SHOWN_OUTCOMES = 50
+"""Outcomes that ``status`` prints one by one; ``--json`` has all that the workflow keeps."""
 
-Described = tuple[str, dict[str, Any]]
-"""For people, and as data."""
-_M = TypeVar("_M", bound=m.Wire)
 
-
-async def describe(settings: Settings, ref: str) -> Described:
-    """What is known of a job or dataset. Raises ``NotFound``, ``Unreachable``."""
+async def describe(settings: Settings, ref: str) -> tuple[str, Data]:
+    """What is known of a job, dataset or datablock: for people, and as data. Raises ``NotFound``, ``Unreachable``."""
     client = await connect(settings)
     with answering():
-        for kind in ("archive-job", "archive-dataset"):
-            handle = client.get_workflow_handle(workflow_id(kind, ref))
-            try:
-                description = await handle.describe()
-            except RPCError as error:
-                if error.status != RPCStatusCode.NOT_FOUND:
-                    raise
-                continue
-            return await (describe_dataset(client, ref) if kind == "archive-dataset" else _job(client, description))
-    raise exits.NotFound(
-        f"nothing is known of {ref!r}",
-        expected="the id of a job that was started, or the pid of one of its datasets",
-        found="no workflow of that name",
-        next_step="archiver start JOB  starts a job that SciCat has",
+        found = await look(client, await resolve(client, ref))
+    found["next"] = next_step(found)
+    return "\n".join(lines(found)), found
+
+
+def lines(found: Data) -> list[str]:
+    """The tree as lines."""
+    if found["kind"] == "dataset":
+        rows = dataset_lines(found, state=True)
+    elif found["kind"] == "datablock":
+        rows = [f"{found['workflow']}  {found['state']}  {datablock_line(found)}", *_trouble(found)]
+    else:
+        rows = _job_lines(found)
+    if said := next_step(found):
+        rows.append(f"next: {said}")
+    return rows
+
+
+def _job_lines(found: Data) -> list[str]:
+    rows = [head_of(found)]
+    rows += ["  " + row for row in _trouble(found)]
+    for dataset in found["datasets"]:
+        rows += ["  " + row for row in dataset_lines(dataset)]
+    if found["children_under_way"] > len(found["datasets"]):
+        rows.append(f"  and {found['children_under_way'] - len(found['datasets'])} more under way")
+    rows += [f"  {pid}  WAITING  another job has it in work" for pid in found["waiting_for_others"]]
+    outcomes = found["outcomes"]
+    for outcome in outcomes[-SHOWN_OUTCOMES:]:
+        rows.append(f"  {outcome['pid']}  {outcome['outcome'].upper()}  {_short(outcome['message'])}".rstrip())
+    if len(outcomes) > SHOWN_OUTCOMES:
+        rows.append(f"  and {len(outcomes) - SHOWN_OUTCOMES} more: --json lists them")
+    if found["message"]:
+        rows.append(f"  {_short(found['message'])}")
+    return rows
+
+
+def head_of(found: Data) -> str:
+    """A job or a dataset in one line."""
+    parts = [found["workflow"], found["state"], spell(found["seconds"]), found["stage"]]
+    if found.get("of"):
+        done = "?" if found["done"] is None else found["done"]
+        parts.append(f"{done} of {found['of']} " + ("datasets" if found["kind"] == "job" else "datablocks"))
+    if found.get("size_bytes"):
+        parts.append(size(found["size_bytes"]))
+    if found.get("bytes_per_second"):
+        parts.append(f"{size(found['bytes_per_second'])}/s")
+    return "  ".join([*parts, *filter(None, [left(found)])])
+
+
+def dataset_lines(found: Data, *, state: bool = False) -> list[str]:
+    """A dataset and its datablocks under way; with ``state`` also how its workflow stands."""
+    name = found["name"]
+    text = head_of(found) if state else f"{name}  {found['stage'].upper()}"
+    if not state and found.get("of"):
+        done = "?" if found["done"] is None else found["done"]
+        text += f"  {done} of {found['of']} datablocks, {size(found['size_bytes'] or 0)}"
+        text += "".join(f", {said}" for said in (left(found),) if said)
+    rows = [text, *("  " + row for row in _trouble(found))]
+    for block in sorted(found["datablocks"], key=lambda each: each["n"] or 0):
+        rows.append("  " + datablock_line(block))
+        rows += ["    " + row for row in _trouble(block, said=True)]
+    if found["message"]:
+        rows.append(f"  {_short(found['message'])}")
+    return rows
+
+
+def datablock_line(block: Data) -> str:
+    """Stage, bytes and what it waits for."""
+    said = f"waits for {block['waits_for']}" if block["waits_for"] else moved(block)
+    return f"datablock {block['n'] or block['name']}  {block['stage']}  {said}".rstrip()
+
+
+def _trouble(found: Data, *, said: bool = False) -> list[str]:
+    """What it waits for (unless already said), and the last error of a step that is tried again."""
+    rows = (
+        [f"waits for {found['waits_for']}"] if found["waits_for"] and not said and found["kind"] != "datablock" else []
     )
+    for step in found["steps"]:
+        if error := step["last_error"]:
+            at = f" at {error['at'][11:19]} UTC" if error["at"] else ""
+            rows.append(f"last error{at}, step {step['step']}, try {error['attempt']}: {_short(error['message'])}")
+    return rows
 
 
-async def _job(client: Client, description: WorkflowExecutionDescription) -> Described:
-    progress = await _ask(client.get_workflow_handle(description.id), m.JobProgress)
-    state = description.status.name if description.status else "?"
-    head = f"{description.id}  {state}  {_age(description)}"
-    data: dict[str, Any] = {"workflow": description.id, "state": state}
-    if progress is None:
-        stage = description.typed_search_attributes.get(STAGE, "?")
-        return f"{head}  {stage}  ({UNANSWERED})", {**data, "stage": stage, "progress": None, "running": []}
-    lines = [f"{head}  {progress.stage}  {progress.counts.total} of {progress.total} datasets"]
-    running: list[dict[str, Any]] = []
-    for pid in progress.running:
-        try:
-            text, described = await describe_dataset(client, pid)
-        except RPCError as error:
-            if error.status != RPCStatusCode.NOT_FOUND:
-                raise
-            text, described = f"{pid}  NOT STARTED YET", {"pid": pid, "progress": None, "datablocks": []}
-        lines.append("  " + text.replace("\n", "\n  "))
-        running.append(described)
-    for outcome in progress.outcomes:
-        lines.append(f"  {outcome.pid}  {outcome.outcome.upper()}  {outcome.message}".rstrip())
-    problem = await _problem(client, description)
-    if said := problem or progress.message:
-        lines.append(f"  {said}")
-    return "\n".join(lines), {
-        **data,
-        "problem": problem,
-        "stage": progress.stage,
-        "progress": progress.model_dump(),
-        "running": running,
-    }
-
-
-async def _problem(client: Client, description: WorkflowExecutionDescription) -> str:
-    """Why a workflow failed as a whole; empty if it did not."""
-    if description.status in (WorkflowExecutionStatus.RUNNING, WorkflowExecutionStatus.COMPLETED):
+def next_step(found: Data) -> str:
+    """What the reader may do now; empty where nothing needs to be done."""
+    ref = found["name"]
+    waits = [found["waits_for"], *(one["waits_for"] for one in _below(found))]
+    if found["state"] == "RUNNING":
+        if any("to be resumed: paused by" in text for text in waits):
+            return "archiver resume  lets paused queues go on (archiver pause --show lists them)"
+        if queue := next((text for text in waits if text.startswith("a worker on queue")), ""):
+            name = queue.removeprefix("a worker on queue ").partition(":")[0].strip("'").removeprefix("archiver-")
+            return f"start  archiver worker --queues {'workflows' if name == 'archiver' else name}"
+        if any(text.startswith("LTS space") for text in waits):
+            return "make room on the LTS: what waits goes on by itself"
         return ""
-    try:
-        await client.get_workflow_handle(description.id, run_id=description.run_id).result()
-    except WorkflowFailureError as failed:
-        cause = failed.cause
-        return cause.message if isinstance(cause, FailureError) else str(cause)
+    outcomes = found.get("outcomes") or (
+        [found["result"]] if found.get("result") and found["kind"] == "dataset" else []
+    )
+    kinds = {(outcome.get("error") or {}).get("kind") for outcome in outcomes if outcome["outcome"] == "failed"}
+    if "content" in kinds:
+        return f"put right what the message names, then  archiver retry {ref}"
+    # Of the dataset that was refused or unknown, a second try says the same.
+    if found.get("problem_type") in ("UnknownJob", "ForeignJob"):
+        return "see in SciCat which job is meant"
+    if found["state"] in ("FAILED", "TERMINATED", "TIMED_OUT", "CANCELED") or kinds or _stopped(outcomes):
+        return f"archiver retry {ref}  does what is missing; what was verified is used again"
     return ""
 
 
-async def describe_dataset(client: Client, pid: str) -> Described:
-    """A dataset's stage and, per running datablock, its stage and bytes. Raises ``RPCError`` if it was never started."""
-    handle = client.get_workflow_handle(workflow_id("archive-dataset", pid))
-    progress = await _ask(handle, m.DatasetProgress)
-    if progress is None:
-        stage = (await handle.describe()).typed_search_attributes.get(STAGE, "?")
-        return f"{pid}  {stage.upper()}  ({UNANSWERED})", {"pid": pid, "progress": None, "datablocks": []}
-    text = f"{pid}  {progress.stage.upper()}"
-    if progress.datablocks:
-        text += f"  {progress.datablocks_done} of {progress.datablocks} datablocks, {size(progress.size_bytes)}"
-    if progress.message:
-        text += f"  {progress.message}"
-    blocks = [await describe_datablock(client, pid, n) for n in progress.running]
-    rows = [f"  datablock {b['n']}  {b['stage']}  {b['note'] or _moved(b)}".rstrip() for b in blocks]
-    return "\n".join([text, *rows]), {"pid": pid, "progress": progress.model_dump(), "datablocks": blocks}
+def _stopped(outcomes: list[Data]) -> bool:
+    return any(outcome["outcome"] == "cancelled" for outcome in outcomes)
+
+
+def _below(found: Data) -> list[Data]:
+    rows: list[Data] = []
+    for one in [*found.get("datasets", []), *found.get("datablocks", [])]:
+        rows += [one, *_below(one)]
+    return rows
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= SHOWN_MESSAGE else text[: SHOWN_MESSAGE - 1] + "…"
+
+
+# --- for the demo's bars -----------------------------------------------------------------------------------------------
 
 
 async def datablocks_of(client: Client, pid: str) -> int:
     """How many datablocks the dataset's plan has; 0 before there is a plan."""
+    handle = client.get_workflow_handle(workflow_id("archive-dataset", pid))
     try:
-        progress = await _ask(client.get_workflow_handle(workflow_id("archive-dataset", pid)), m.DatasetProgress)
+        progress = await handle.query("progress", result_type=m.DatasetProgress, rpc_timeout=QUERY)
     except RPCError as error:
-        if error.status != RPCStatusCode.NOT_FOUND:
+        if error.status == RPCStatusCode.UNAVAILABLE:
             raise
-        progress = None
-    return progress.datablocks if progress else 0
+        return 0
+    except TemporalError:
+        return 0
+    return int(progress.datablocks)
 
 
 async def describe_datablock(client: Client, pid: str, n: int) -> dict[str, Any]:
@@ -137,7 +179,11 @@ async def describe_datablock(client: Client, pid: str, n: int) -> dict[str, Any]
         if error.status != RPCStatusCode.NOT_FOUND:
             raise
         return {"n": n, "stage": "queued", "working": False, "note": "", **dict.fromkeys(SIZES, 0)}
-    progress = await _ask(handle, m.DatablockProgress)
+    progress: m.DatablockProgress | None
+    try:
+        progress = await handle.query("progress", result_type=m.DatablockProgress, rpc_timeout=QUERY)
+    except TemporalError:
+        progress = None
     beat = m.Heartbeat()
     working = False
     for pending in description.raw_description.pending_activities:
@@ -154,31 +200,3 @@ async def describe_datablock(client: Client, pid: str, n: int) -> dict[str, Any]
         "working": working,
         "note": beat.note,
     }
-
-
-async def _ask(handle: WorkflowHandle[Any, Any], kind: type[_M]) -> _M | None:
-    """The answer of the ``progress`` query; None if nobody answers it. Raises ``RPCError`` if there is no such workflow."""
-    try:
-        answer: _M = await handle.query("progress", result_type=kind, rpc_timeout=QUERY_SECONDS)
-        return answer
-    except RPCError as error:
-        if error.status in (RPCStatusCode.NOT_FOUND, RPCStatusCode.UNAVAILABLE):
-            raise
-        return None
-    except TemporalError:
-        return None
-
-
-def _moved(block: dict[str, Any]) -> str:
-    if not block["done_bytes"]:
-        return ""
-    return size(block["done_bytes"]) + (f" of {size(block['total_bytes'])}" if block["total_bytes"] else "")
-
-
-def _age(description: WorkflowExecutionDescription) -> str:
-    end = description.close_time or datetime.now(UTC)
-    seconds = max(0, int((end - description.start_time).total_seconds()))
-    hours, minutes = divmod(seconds // 60, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {seconds % 60} s" if minutes else f"{seconds} s"

@@ -1,0 +1,204 @@
+"""The operator's hand: ``cancel``, ``retry``, ``abandon``. Each is recorded in Temporal with who asked and why."""
+
+from __future__ import annotations
+
+import asyncio
+import getpass
+import socket
+from typing import Any
+
+from temporalio.client import Client, WorkflowExecutionDescription, WorkflowExecutionStatus, WorkflowHandle
+from temporalio.service import RPCError, RPCStatusCode
+
+from activities.catalogue import verdict
+from activities.starting import start_job
+from archiver import model as m
+from archiver.catalogue import payloads
+from archiver.catalogue.client import SciCat
+from archiver.errors import Refused
+from archiver.settings import Settings
+from cli.look import Data
+from cli.queues import RPC
+from cli.refs import describe, kind_of, name_of, resolve
+from workflows.visible import JOB_ID
+
+LOOK_SECONDS = 0.3
+LONGEST_LOOK_SECONDS = 5.0
+ROUNDS = 10
+"""Looks for children that a terminated workflow had just started."""
+ABANDONED = "abandoned: "
+
+
+def whoever() -> str:
+    """user@host, where nobody says who asks."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        user = "unknown"
+    return f"{user}@{socket.gethostname()}"
+
+
+async def cancel(client: Client, ref: str, *, reason: str, who: str) -> Data:
+    """Ask a job or a dataset to stop. Raises ``Refused`` where there is nothing to stop, ``RPCError``."""
+    found = await _stoppable(client, ref)
+    await _signal(client, found, m.StopRequest(reason=reason, who=who))
+    return {"workflow": found.id, "asked": True, "reason": reason, "who": who}
+
+
+async def retry(client: Client, ref: str) -> Data:
+    """Start the job of what failed or was stopped again. Raises ``Refused`` while it runs or once all is archived."""
+    found = await resolve(client, ref)
+    kind = kind_of(found.id)
+    if kind == "dataset" and _runs(found):
+        raise _not_over(found)
+    job_id = found.typed_search_attributes.get(JOB_ID) or (name_of(found.id) if kind == "job" else "")
+    job = await describe(client, f"archive-job/{job_id}") if job_id else None
+    if job is None:
+        raise Refused(
+            f"Temporal knows no job of {found.id}",
+            expected="a job that was started",
+            found="none",
+            next_step="archiver archive PID  makes a new job of a dataset",
+        )
+    if _runs(job):
+        raise _not_over(job)
+    request = await _input(client, job)
+    await start_job(client, request.job_id, request.pids)
+    return {"workflow": job.id, "job": request.job_id, "pids": request.pids}
+
+
+async def abandon(client: Client, settings: Settings, ref: str, *, reason: str, who: str, within: float) -> Data:
+    """Stop for good: ask, and what has not stopped ``within`` so many seconds is terminated, and SciCat told here.
+
+    For work whose clean-up cannot succeed: a cancel waits for it as long as it takes. What a terminated workflow leaves on
+    the LTS and in staging goes with the dataset's next run or with the sweep. Raises ``Refused``, ``CatalogueFault``,
+    ``RPCError``.
+    """
+    found = await _stoppable(client, ref)
+    stop = m.StopRequest(reason=ABANDONED + reason, who=who)
+    await _signal(client, found, stop)
+    done: Data = {"workflow": found.id, "reason": stop.reason, "who": who, "terminated": []}
+    if await _ended(client, found, within):
+        return done
+    terminated: list[str] = []
+    datasets: set[str] = set()
+    # The children first: a dataset whose job is gone would begin a roll-back of its own.
+    for _ in range(ROUNDS):
+        running = await _tree(client, found)
+        if not running:
+            break
+        for one in reversed(running):
+            if await _terminate(client, one, stop):
+                terminated.append(one.id)
+                datasets |= {name_of(one.id)} if kind_of(one.id) == "dataset" else set()
+        await asyncio.sleep(LOOK_SECONDS)
+    await _tell(settings, found, sorted(datasets), stop)
+    return {**done, "terminated": terminated}
+
+
+async def _stoppable(client: Client, ref: str) -> WorkflowExecutionDescription:
+    found = await resolve(client, ref)
+    if kind_of(found.id) == "datablock":
+        raise Refused(
+            f"{found.id} cannot be stopped alone",
+            expected="a job or a dataset",
+            found="a datablock",
+            next_step=f"archiver cancel {name_of(found.id).rpartition('/')[0]}  stops its dataset",
+        )
+    if not _runs(found):
+        raise _over(found)
+    return found
+
+
+async def _signal(client: Client, found: WorkflowExecutionDescription, stop: m.StopRequest) -> None:
+    try:
+        await client.get_workflow_handle(found.id).signal("cancel", stop, rpc_timeout=RPC)
+    except RPCError as error:
+        if error.status != RPCStatusCode.NOT_FOUND:
+            raise
+        raise _over(found) from None
+
+
+def _over(found: WorkflowExecutionDescription) -> Refused:
+    ended = f", ended {found.close_time:%Y-%m-%d %H:%M} UTC" if found.close_time else ""
+    return Refused(
+        f"{found.id} does not run: there is nothing to stop",
+        expected="a job or dataset under way",
+        found=(found.status.name if found.status else "?") + ended,
+        next_step=f"archiver status {name_of(found.id)}  tells how it ended",
+    )
+
+
+def _not_over(found: WorkflowExecutionDescription) -> Refused:
+    return Refused(
+        f"{found.id} still runs: it retries by itself",
+        expected="a job or dataset that ended",
+        found="RUNNING",
+        next_step=f"archiver watch {name_of(found.id)}, or archiver cancel {name_of(found.id)} first",
+    )
+
+
+def _runs(found: WorkflowExecutionDescription) -> bool:
+    return found.status == WorkflowExecutionStatus.RUNNING
+
+
+async def _input(client: Client, job: WorkflowExecutionDescription) -> m.ArchiveJobRequest:
+    """What the job was started with: perhaps only some of its datasets."""
+    handle: WorkflowHandle[Any, Any] = client.get_workflow_handle(job.id, run_id=job.run_id)
+    async for event in handle.fetch_history_events(page_size=1, rpc_timeout=RPC):
+        payloads = list(event.workflow_execution_started_event_attributes.input.payloads[:1])
+        (request,) = await client.data_converter.decode(payloads, [m.ArchiveJobRequest])
+        return m.ArchiveJobRequest(job_id=request.job_id, pids=request.pids)
+    return m.ArchiveJobRequest(job_id=name_of(job.id))
+
+
+async def _ended(client: Client, found: WorkflowExecutionDescription, within: float) -> bool:
+    loop = asyncio.get_running_loop()
+    until, pause = loop.time() + within, LOOK_SECONDS
+    while True:
+        now = await describe(client, found.id)
+        if now is None or not _runs(now):
+            return True
+        if loop.time() >= until:
+            return False
+        await asyncio.sleep(min(pause, max(0.0, until - loop.time())))
+        pause = min(pause * 1.5, LONGEST_LOOK_SECONDS)
+
+
+async def _tree(client: Client, found: WorkflowExecutionDescription) -> list[WorkflowExecutionDescription]:
+    """The workflow and all below it that runs, parents before their children."""
+    rows: list[WorkflowExecutionDescription] = []
+    names = [found.id]
+    while names:
+        described = [await describe(client, name) for name in names]
+        running = [one for one in described if one is not None and _runs(one)]
+        rows += running
+        names = [child.workflow_id for one in running for child in one.raw_description.pending_children]
+    return rows
+
+
+async def _terminate(client: Client, found: WorkflowExecutionDescription, stop: m.StopRequest) -> bool:
+    try:
+        handle = client.get_workflow_handle(found.id, run_id=found.run_id)
+        await handle.terminate(reason=stop.as_text(), rpc_timeout=RPC)
+    except RPCError as error:
+        if error.status != RPCStatusCode.NOT_FOUND:
+            raise
+        return False  # it ended by itself meanwhile
+    return True
+
+
+async def _tell(settings: Settings, found: WorkflowExecutionDescription, pids: list[str], stop: m.StopRequest) -> None:
+    """Say in SciCat what a terminated workflow cannot say any more. Raises ``CatalogueFault``."""
+    job_id = found.typed_search_attributes.get(JOB_ID) or name_of(found.id)
+    async with SciCat(settings.scicat) as scicat:
+        for pid in pids:
+            dataset = await scicat.dataset(pid)
+            # As the step fail-dataset does: one that is archived or was never marked keeps its record.
+            if dataset is not None and dataset.lifecycle.archive_status_message == payloads.STARTED:
+                request = m.FailDatasetRequest(pid=pid, job_id=job_id, stopped=stop)
+                await scicat.patch_lifecycle(pid, payloads.lifecycle_failed(request, archivable=True))
+        if kind_of(found.id) == "job":
+            end = m.FinishJobRequest(job_id=job_id, total=len(pids), counts=m.Counts(), outcomes=[], stopped=stop)
+            code, message = verdict(end.model_copy(update={"counts": m.Counts(cancelled=len(pids))}))
+            await scicat.update_job(job_id, payloads.job_update(code, message, payloads.job_result(message, end)))

@@ -1,0 +1,73 @@
+"""What an operator names: a job by its id or the beginning of it, a dataset by its pid, or a workflow by its own id."""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+
+from temporalio.client import Client, WorkflowExecutionDescription
+from temporalio.service import RPCError, RPCStatusCode
+
+from archiver.pids import workflow_id
+from cli import exits
+
+RPC = timedelta(seconds=5)
+KINDS = {"archive-job": "job", "archive-dataset": "dataset", "archive-datablock": "datablock"}
+"""The first part of a workflow's id, and what it works on."""
+SHORTENED = re.compile(r"[0-9a-fA-F][0-9a-fA-F-]{5,34}")
+SHOWN = 5
+
+
+def kind_of(workflow: str) -> str:
+    """``job``, ``dataset`` or ``datablock``; empty for a workflow of another kind."""
+    return KINDS.get(workflow.partition("/")[0], "")
+
+
+def name_of(workflow: str) -> str:
+    """The job's id, the dataset's pid, or ``PID/N`` of a datablock; shortened where the workflow's id is."""
+    return workflow.partition("/")[2]
+
+
+async def resolve(client: Client, ref: str) -> WorkflowExecutionDescription:
+    """The latest run of what ``ref`` names. Raises ``NotFound``, and ``RPCError`` where Temporal does not answer."""
+    given = (ref,) if kind_of(ref) and "/" in ref else tuple(workflow_id(kind, ref) for kind in list(KINDS)[:2])
+    for each in given:
+        found = await describe(client, each)
+        if found is not None:
+            return found
+    # Job ids are long: the beginning of one is enough where only one job begins so.
+    begun = await _begin_with(client, ref) if SHORTENED.fullmatch(ref) else []
+    if len(begun) == 1 and (found := await describe(client, begun[0])) is not None:
+        return found
+    raise exits.NotFound(
+        f"nothing is known of {ref[:200]!r}" if not begun else f"{len(begun)} jobs begin with {ref!r}",
+        expected="the id of a job that was started, or the pid of one of its datasets",
+        found=", ".join(name_of(one) for one in begun[:SHOWN]) or "no workflow of that name",
+        next_step=(
+            "give more of the id"
+            if begun
+            else "archiver start JOB  starts a job that SciCat has; what ended long ago only SciCat still knows"
+        ),
+    )
+
+
+async def describe(client: Client, workflow: str, run_id: str | None = None) -> WorkflowExecutionDescription | None:
+    """A workflow as the server has it; None if there is none. Raises ``RPCError`` for anything else."""
+    try:
+        return await client.get_workflow_handle(workflow, run_id=run_id).describe(rpc_timeout=RPC)
+    except RPCError as error:
+        # A name that is too long, or holds what Temporal does not take, names nothing.
+        if error.status in (RPCStatusCode.NOT_FOUND, RPCStatusCode.INVALID_ARGUMENT):
+            return None
+        raise
+
+
+async def _begin_with(client: Client, beginning: str) -> list[str]:
+    query = f"WorkflowType = 'ArchiveJob' AND ScicatJobId STARTS_WITH '{beginning.lower()}'"
+    try:
+        listed = client.list_workflows(query, limit=100, rpc_timeout=RPC)
+        return list(dict.fromkeys([one.id async for one in listed]))
+    except RPCError as error:
+        if error.status == RPCStatusCode.INVALID_ARGUMENT:  # the search attributes are missing: doctor says so
+            return []
+        raise
