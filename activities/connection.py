@@ -6,6 +6,7 @@ import asyncio
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
@@ -27,8 +28,8 @@ class Unreachable(SystemFault):
     side = "temporal"
 
 
-async def connect(settings: Settings, *, runtime: Runtime | None = None, see_namespace: bool = True) -> Client:
-    """A client; with ``see_namespace`` its namespace was seen to exist. Raises ``Unreachable`` saying what to do."""
+def configured(settings: Settings) -> dict[str, Any]:
+    """What ``Client.connect`` is to be given, address and namespace always. Raises ``Unreachable``."""
     temporal = settings.temporal
     try:
         config: dict[str, Any] = dict(
@@ -46,8 +47,15 @@ async def connect(settings: Settings, *, runtime: Runtime | None = None, see_nam
             f"Temporal's environment configuration cannot be used: {error}",
             next_step="check TEMPORAL_* variables and temporal.config_file",
         ) from None
-    address = config.setdefault("target_host", temporal.address) or temporal.address
-    namespace = config.setdefault("namespace", temporal.namespace)
+    config["target_host"] = config.get("target_host") or temporal.address
+    config.setdefault("namespace", temporal.namespace)
+    return config
+
+
+async def connect(settings: Settings, *, runtime: Runtime | None = None, see_namespace: bool = True) -> Client:
+    """A client; with ``see_namespace`` its namespace was seen to exist. Raises ``Unreachable`` saying what to do."""
+    config = configured(settings)
+    address, namespace = config["target_host"], config["namespace"]
     if runtime is not None:
         config["runtime"] = runtime
     try:
@@ -56,7 +64,7 @@ async def connect(settings: Settings, *, runtime: Runtime | None = None, see_nam
         )
         if see_namespace:
             request = DescribeNamespaceRequest(namespace=client.namespace)
-            await client.workflow_service.describe_namespace(request)
+            await client.workflow_service.describe_namespace(request, timeout=timedelta(seconds=CONNECT_SECONDS))
     except (RuntimeError, TimeoutError) as error:
         raise Unreachable(
             f"Temporal does not answer at {address}",

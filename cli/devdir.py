@@ -111,6 +111,7 @@ def write_settings(folder: Path, info: dict[str, Any], *, datablock_bytes: int) 
         "retrieval": {"bucket": info["buckets"]["retrieval"]},
         "lts": {"root": info["lts_root"], "identity": "dev", "reserve": "64MiB", "space_poll_seconds": 1.0},
         "worker": {"graceful_shutdown_seconds": 5.0},
+        "doctor": {"dev": True},
     }
     if datablock_bytes:
         settings["datablock"] = {"target_bytes": datablock_bytes}

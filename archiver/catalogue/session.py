@@ -77,7 +77,7 @@ class Session:
             limits=httpx.Limits(max_connections=40, max_keepalive_connections=20, keepalive_expiry=IDLE_SECONDS),
             follow_redirects=False,
             transport=transport,
-            verify=_authorities(settings.ca_file),
+            verify=authorities(settings.ca_file),
             trust_env=False,
         )
 
@@ -299,7 +299,8 @@ def _sendable(token: str) -> bool:
     return re.fullmatch(r"[!-~]+", token) is not None
 
 
-def _authorities(ca_file: Path | None) -> ssl.SSLContext:
+def authorities(ca_file: Path | None) -> ssl.SSLContext:
+    """Whose certificates are believed: the public authorities', and those of ``ca_file``. Raises ``SettingsInvalid``."""
     context = httpx.create_ssl_context(trust_env=False)
     if ca_file is not None:
         try:

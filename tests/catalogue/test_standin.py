@@ -228,6 +228,17 @@ async def test_an_admin_outside_delete_groups_cannot_delete_a_datablock() -> Non
     assert (await place.ask("DELETE", f"/api/v3/datablocks/{key}")).status_code == 403
 
 
+async def test_the_guards_look_at_the_caller_before_they_look_for_the_record(place: Place) -> None:
+    """So a write of what does not exist tells a 403 from a 404 (read in the backend's controllers)."""
+    for path, body in (
+        ("/api/v4/jobs/x", {"statusCode": "a", "statusMessage": "b"}),
+        (at("no/such"), {"packedSize": 1}),
+        (at("no/such", more="/datasetlifecycle"), {"archivable": False}),
+    ):
+        assert (await place.ask("PATCH", path, body, name=USER)).status_code == 403, path
+        assert (await place.ask("PATCH", path, body)).status_code in (400, 404), path
+
+
 async def test_a_user_reads_only_what_is_of_his_groups(place: Place) -> None:
     ours, theirs = await place.dataset(blocks=1), await place.dataset(ownerGroup="p2", blocks=1)
     assert (await place.ask("GET", at(ours), name=USER)).status_code == 200

@@ -141,9 +141,10 @@ async def get_job(app: StandIn, request: Request, body: Any) -> tuple[int, Any]:
 
 async def patch_job(app: StandIn, request: Request, body: Any) -> tuple[int, Any]:
     """1.2: any transition goes, the result object is replaced, and every write runs the update actions again."""
+    caller = app.account(request)
+    if caller is None or not (caller.admin or caller.archivemanager):
+        raise forbidden()  # SciCat's guards come before all else
     account, job = job_or_400(app, request)
-    if not account.admin and not account.archivemanager:
-        raise forbidden()
     v4 = request.path_params["version"] == "v4"
     if v4:
         needed = {"statusCode": str, "statusMessage": str}
