@@ -34,6 +34,7 @@ from workflows import steps
 from workflows.datablock import ArchiveDatablock
 from workflows.dataset import ArchiveDataset
 from workflows.job import ArchiveJob
+from workflows.sweep import Sweep, SweepDataset, SweepLeftovers
 
 _M_ARENA_MAX = -8
 """malloc.h of glibc."""
@@ -41,6 +42,7 @@ HEARTBEAT_THROTTLE = timedelta(seconds=2)
 """A cancel reaches an activity with its next heartbeat; transfers must stop within 5 s."""
 
 WORKFLOWS = [ArchiveJob, ArchiveDataset, ArchiveDatablock]
+SWEEPS = [Sweep, SweepLeftovers, SweepDataset]
 SANDBOX = SandboxedWorkflowRunner(
     restrictions=SandboxRestrictions.default.with_passthrough_modules(
         # Without state; imported anew they took half of the time that a workflow needs to begin.
@@ -98,7 +100,7 @@ async def serving(
             worker = Worker(
                 client,
                 task_queue=steps.WORKFLOWS,
-                workflows=WORKFLOWS,
+                workflows=[*WORKFLOWS, *SWEEPS],
                 workflow_runner=SANDBOX,
                 graceful_shutdown_timeout=timedelta(seconds=5),
                 identity=identity,

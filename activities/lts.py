@@ -197,8 +197,7 @@ class LtsActivities:
         """Remove partial and unverified files of the dataset and its promises. Verified datablocks stay (P3)."""
         Beat()
         removed = self._lts.remove_unverified(pid_path(request.pid))
-        for n in self._all(request):
-            self._lts.release(self._promise(m.DatablockRef(pid=request.pid, plan_id=request.plan_id, n=n)))
+        self._lts.release_all(pid_path(request.pid))
         return m.Done(what=f"{removed} unverified files removed")
 
     @activity.defn(name="condemn-datablock", no_thread_cancel_exception=True)

@@ -15,6 +15,7 @@ from activities.catalogue import CatalogueActivities
 from activities.delete import DeleteActivities
 from activities.lts import LtsActivities
 from activities.pack import PackActivities
+from activities.sweep import JobSweep, LtsSweep, StagingSweep
 from archiver.catalogue.client import SciCat
 from archiver.errors import CatalogueFault, SettingsInvalid, StagingFault
 from archiver.settings import Settings
@@ -106,13 +107,14 @@ class Service:
                     on_lts.publish_bag,
                     on_lts.roll_back_lts,
                     on_lts.condemn_datablock,
+                    LtsSweep(settings, lts).find_on_lts,
                 ]
                 self._serve("lts-bag", slots.lts_bag, bag)
             if queues & {"catalogue", "delete"}:
                 scicat = await stack.enter_async_context(SciCat(settings.scicat))
                 await _log_in(scicat)
                 on_catalogue = CatalogueActivities(settings, staging, scicat)
-                self._serve("catalogue", slots.catalogue, on_catalogue.all())
+                self._serve("catalogue", slots.catalogue, [*on_catalogue.all(), *JobSweep(settings, scicat).all()])
             if "delete" in queues:
                 on_delete = DeleteActivities(settings, staging, lts, scicat)
                 self._serve("delete", slots.delete, [on_delete.delete_sources])
@@ -122,6 +124,7 @@ class Service:
                     on_pack.plan_dataset,
                     on_pack.pack_datablock,
                     on_pack.clean_staging,
+                    StagingSweep(settings, staging).find_staged,
                 ]
                 self._serve("pack", slots.pack, activities)
             self._stack = stack.pop_all()

@@ -79,11 +79,14 @@ class ErrorInfo(Wire):
     where: str = ""
 
 
+Outcome = Literal["archived", "already_archived", "failed", "cancelled"]
+
+
 class DatasetOutcome(Wire):
     """How a dataset ended."""
 
     pid: str
-    outcome: Literal["archived", "already_archived", "failed", "cancelled"]
+    outcome: Outcome
     message: str = ""
     error: ErrorInfo | None = None
     datablocks: int = 0
@@ -531,6 +534,8 @@ class SweepJobsResult(Wire):
     reported: int = 0
     waiting: int = 0
     """Lost, but not for long enough yet."""
+    foreign: int = 0
+    """Another archive's: left alone."""
     more: bool = False
     """Time was up: the next step goes on."""
     lines: list[str] = []

@@ -48,7 +48,14 @@ SIZE_UNITS = {
     "GB": 10**9,
     "TB": 10**12,
 }
-SECRETS = (("scicat", "password"), ("scicat", "token"), ("s3", "secret_key"))
+SECRETS = (
+    ("scicat", "password"),
+    ("scicat", "token"),
+    ("s3", "secret_key"),
+    ("bridge", "token"),
+    ("bridge", "password"),
+    ("rabbitmq", "url"),
+)
 """Section and name of each secret that a file may hold."""
 LANDING_FIELDS = frozenset({"pid", "source_folder", "owner_group", "proposal_id"})
 
@@ -252,6 +259,8 @@ class ArchiveSettings(Section):
     """Our name in ``datasetlifecycle.storageLocation``; datasets with another non-empty one are refused."""
     job_type: str = "archive"
     """SciCat job type that we take."""
+    tape_copies: Literal[1, 2] = 1
+    """Copies that the LTS itself keeps of what is written there; a job whose ``tapeCopies`` is another number is refused."""
     datasets_at_once: int = Field(10, ge=1, le=200)
     """Datasets of one job in work at a time."""
     datablocks_at_once: int = Field(4, ge=1, le=100)
@@ -294,6 +303,96 @@ class WorkerSettings(Section):
     """Where the exclusive locks of the LTS queues lie; default: in the LTS root."""
     log_format: Literal["text", "json"] = "text"
     """Log lines for people or for machines."""
+
+
+class SweepSettings(Section):
+    """The sweeps: what SciCat's webhook lost, and what terminated runs left (docs/sweep.md)."""
+
+    every_seconds: float = Field(60, ge=0)
+    """How often SciCat is asked for jobs that nobody started; 0: never (``archiver setup`` makes the schedule)."""
+    submitted_code: str = "jobSubmitted"
+    """Status code of a job that nobody has taken up (SciCat's ``JOB_DEFAULT_STATUS_CODE``)."""
+    lost_jobs: Literal["restart", "report"] = "restart"
+    """Jobs that SciCat believes in progress while no workflow runs: start them again, or report them as not done."""
+    lost_after_seconds: float = Field(600, ge=0)
+    """A job is taken for lost when its workflow has been gone for so long."""
+    leftovers_every_seconds: float = Field(3600, ge=0)
+    """How often leftovers of terminated runs are looked for; 0: never."""
+    leftovers_after_hours: float = Field(24, ge=0)
+    """What is younger is left alone, whatever it is."""
+
+
+class DoctorSettings(Section):
+    """``archiver doctor``."""
+
+    dev: bool = False
+    """A system for trying out, on this machine alone (``archiver dev`` writes it): a Temporal that obeys everybody is then
+    no failure, if it listens on a loopback address."""
+    check_seconds: float = Field(10, gt=0)
+    """How long one check may take before it counts as failed."""
+
+
+class BridgeSettings(Section):
+    """The bridge: where SciCat's webhook comes in."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on; ``0.0.0.0``: all."""
+    port: int = Field(8000, ge=1, le=65535)
+    """TCP port to listen on."""
+    token: SecretStr | None = None
+    """What callers give as ``Authorization: Bearer ...``. Without it, or username and password, the bridge does not start."""
+    username: str | None = None
+    """What callers give with HTTP basic authentication; needs ``password``."""
+    password: SecretStr | None = None
+    """Password of ``username``."""
+    max_body_bytes: int = Field(4 * 2**20, ge=1024)
+    """A body larger than this is refused (a whole job of 10,000 datasets has 2 MiB)."""
+    body_seconds: float = Field(10, gt=0)
+    """A body that has not come within this time is refused."""
+    answer_seconds: float = Field(10, gt=0)
+    """SciCat and Temporal together have so long; then the caller gets a 503: SciCat's user waits for our answer."""
+    unknown_job_seconds: float = Field(1, ge=0)
+    """A job that SciCat does not show is asked for again so long: its webhook may be ahead of its database."""
+    connections: int = Field(500, ge=1)
+    """Connections at a time; further ones get a 503."""
+
+    _size = field_validator("max_body_bytes", mode="before")(parse_size)
+
+    @field_validator("token", "password")
+    @classmethod
+    def _long_enough(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not re.fullmatch(r"[!-~]{16,}", value.get_secret_value().strip()):
+            raise ValueError("must have 16 characters or more, all of them printable ASCII without spaces")
+        return value
+
+    @model_validator(mode="after")
+    def _pair(self) -> BridgeSettings:
+        if (self.username is None) != (self.password is None):
+            raise ValueError("username and password belong together: one of them is missing")
+        if self.username is not None and (not self.username or ":" in self.username):
+            raise ValueError("username must not be empty or have a colon")
+        return self
+
+
+class RabbitMQSettings(Section):
+    """SciCat's jobs from RabbitMQ, beside or instead of its webhook; needs the extra ``rabbitmq`` (docs/scicat.md)."""
+
+    url: SecretStr | None = None
+    """``amqp://user:password@host:5672/vhost``, or ``amqps://`` (with ``?cafile=/path`` for a private authority).
+    Where it is set, ``archiver bridge`` takes jobs from there too."""
+    queues: tuple[str, ...] = Field(("client.jobs.write.v4",), min_length=1)
+    """Durable queues that SciCat writes to: ``queue`` of the ``rabbitmq`` action in its jobConfig."""
+    dead_letter_queue: str = Field("archiver.jobs.dead-letter", min_length=1, max_length=255)
+    """Where messages go that are no job of ours, with the reason in their headers."""
+    prefetch: int = Field(20, ge=1, le=1000)
+    """Messages of each queue in hand at a time."""
+
+    @field_validator("url")
+    @classmethod
+    def _amqp(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not re.match(r"amqps?://[^/\s]", value.get_secret_value().strip()):
+            raise ValueError("must begin with amqp:// or amqps:// and name a host")
+        return value
 
 
 class _TomlFile(InitSettingsSource):
@@ -360,6 +459,10 @@ class Settings(BaseSettings):
     archive: ArchiveSettings = ArchiveSettings()
     slots: SlotSettings = SlotSettings()
     worker: WorkerSettings = WorkerSettings()
+    bridge: BridgeSettings = BridgeSettings()
+    rabbitmq: RabbitMQSettings = RabbitMQSettings()
+    doctor: DoctorSettings = DoctorSettings()
+    sweep: SweepSettings = SweepSettings()
 
     @model_validator(mode="after")
     def _consistent(self) -> Settings:

@@ -126,7 +126,16 @@ CONDEMN = Step[m.DatablockRef, m.Done]("condemn-datablock", LTS_BAG, m.Done, HOU
 
 # --- deletion: the only step that may remove source files ----------------------------------------------------------------
 DELETE_SOURCES = Step[m.DatasetRef, m.DeleteResult]("delete-sources", DELETE, m.DeleteResult, 24 * HOUR)
+
+# --- the sweeps (docs/sweep.md): they look; what is found is cleared by the steps above -----------------------------------
+SWEEP_JOBS = Step[m.SweepRequest, m.SweepJobsResult]("sweep-jobs", CATALOGUE, m.SweepJobsResult, HOUR)
+FIND_STARTED = Step[m.SweepRequest, m.FoundLeftovers]("find-started", CATALOGUE, m.FoundLeftovers, HOUR)
+LOOK_AT_DATASET = Step[m.PidRequest, m.LookResult]("look-at-dataset", CATALOGUE, m.LookResult, CALL)
+FIND_STAGED = Step[m.SweepRequest, m.FoundLeftovers]("find-staged", PACK_QUEUE, m.FoundLeftovers, 12 * HOUR)
+FIND_ON_LTS = Step[m.SweepRequest, m.FoundLeftovers]("find-on-lts", LTS_BAG, m.FoundLeftovers, 12 * HOUR)
 # fmt: on
 
+SWEEPS: tuple[Step, ...] = (SWEEP_JOBS, FIND_STARTED, LOOK_AT_DATASET, FIND_STAGED, FIND_ON_LTS)  # type: ignore[type-arg]
+"""Steps of the sweeps only."""
 ALL: tuple[Step, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Step))  # type: ignore[type-arg]
 """Every step, for the worker's and the tests' check that each has exactly one activity."""

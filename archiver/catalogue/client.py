@@ -16,12 +16,14 @@ from urllib.parse import quote
 import httpx
 
 from archiver.catalogue import payloads
-from archiver.catalogue.records import Datablock, Dataset, Job, OrigDatablock
+from archiver.catalogue.records import Datablock, Dataset, Job, JobHead, OrigDatablock
 from archiver.catalogue.session import ADMIN, QUICK_TRIES, TOO_LARGE, Session, no_route, words
 from archiver.errors import CatalogueFault, UnknownJob
 from archiver.settings import SciCatSettings
 
 PAGE = 100
+JOBS_AT_ONCE = 1000
+"""Jobs of one page: an id, a status and two times each."""
 BLOCKS_AT_ONCE = 2
 """Origdatablocks read per call: each may be a few MB of JSON (contract 3.3)."""
 MAX_BODY_BYTES = 15_000_000
@@ -79,6 +81,32 @@ class SciCat:
             raise self._session.fault(f"SciCat's answer is not job {job_id}", job_id, job.id or "another document")
         return job
 
+    async def jobs(self, job_type: str, status_code: str) -> list[JobHead]:
+        """All jobs of this type and status, the oldest first.
+
+        By pages, each beyond the last id of the one before, until one is empty: a limit that SciCat or a proxy applies
+        without a word hides none; ``skip`` does not work there, and jobs change their status while pages are read
+        (contract 1.6).
+        """
+        found: list[JobHead] = []
+        where: dict[str, Any] = {"type": job_type, "statusCode": status_code}
+        fields = ["id", "type", "statusCode", "createdAt", "updatedAt"]
+
+        async def page(last: str) -> list[Document]:
+            query = {
+                "where": {**where, **({"_id": {"$gt": last}} if last else {})},
+                "fields": fields,
+                "limits": {"limit": JOBS_AT_ONCE},
+                "sort": {"_id": 1},
+            }
+            return await self._list("/api/v4/jobs", query)
+
+        async for entry in self._beyond(page, "_id", "jobs"):
+            head = JobHead.read(entry)
+            if (head.type, head.status_code) == (job_type, status_code):
+                found.append(head)
+        return sorted(found, key=lambda head: (head.created_at, head.id))
+
     async def create_job(self, job_type: str, pids: list[str], *, owner_group: str | None = None) -> Job:
         """Submit a job as a user would. Not to be repeated blindly: each success is another job.
 
@@ -135,6 +163,28 @@ class SciCat:
         if dataset.pid != pid:
             raise self._session.fault(f"SciCat's answer is not dataset {pid}", pid, dataset.pid)
         return dataset
+
+    async def pids(self, archive_status: str) -> list[str]:
+        """Pids of all datasets with this archiveStatusMessage, by pages as ``jobs``."""
+
+        async def page(last: str) -> list[Document]:
+            where: dict[str, Any] = {"datasetlifecycle.archiveStatusMessage": archive_status}
+            if last:
+                where["pid"] = {"$gt": last}
+            limits = {"limit": PAGE, "skip": 0, "sort": {"pid": "asc"}}
+            return await self._list("/api/v4/datasets", {"where": where, "fields": ["pid"], "limits": limits})
+
+        return [str(entry["pid"]) async for entry in self._beyond(page, "pid", "datasets")]
+
+    async def storage_locations(self, pids: list[str]) -> dict[str, str | None]:
+        """Of each dataset that SciCat shows, its ``storageLocation``. For at most ``PAGE`` pids: they stand in the URL."""
+        query = {
+            "where": {"pid": {"$in": pids}},
+            "fields": ["pid", "datasetlifecycle"],
+            "limits": {"limit": len(pids), "skip": 0},
+        }
+        found = await self._list("/api/v4/datasets", query)
+        return {one.pid: one.lifecycle.storage_location for one in map(Dataset.read, found) if one.pid in pids}
 
     async def patch_lifecycle(self, pid: str, fields: dict[str, Any]) -> None:
         """Set fields of the lifecycle, and only these (contract 2.3). May be repeated."""
@@ -319,6 +369,22 @@ class SciCat:
                 break
             found += page
         return found
+
+    async def _beyond(
+        self, page: Callable[[str], Awaitable[list[Document]]], key: str, what: str
+    ) -> AsyncIterator[Document]:
+        """Entries of pages that are each asked for beyond the last ``key`` of the one before, until one is empty."""
+        last, seen = "", set[str]()
+        while entries := await page(last):
+            for entry in entries:
+                value = entry.get(key)
+                if not isinstance(value, str) or value in seen:
+                    raise self._session.fault(
+                        f"SciCat's list of {what} does not go on", f"{key} beyond {last!r}", repr(value)[:100]
+                    )
+                last = value
+                seen.add(value)
+                yield entry
 
     async def _list(self, path: str, query: dict[str, Any]) -> list[dict[str, Any]]:
         _, answer = await self._session.read("GET", path, params={"filter": json.dumps(query)})

@@ -41,6 +41,7 @@ class JobDataset(Record):
 
     pid: Text
     files: list[Text] = []
+    landing_zone: Any = Field(None, alias="landingZone")
 
 
 class Job(Record):
@@ -53,6 +54,8 @@ class Job(Record):
     datasets: list[JobDataset] = Field([], alias="datasetList")
     has_list: bool = False
     params: dict[str, Any] = Field({}, alias="jobParams")
+    execution_time: Any = Field(None, alias="executionTime")
+    """When it is to be started, as it was written."""
     result: dict[str, Any] = Field({}, alias="jobResultObject")
 
     @classmethod
@@ -71,11 +74,31 @@ class Job(Record):
                     "datasetList": (listed or []) if lists else [],
                     "has_list": listed is not None,
                     "jobParams": params,
+                    "executionTime": params.get("executionTime") or document.get("executionTime"),
                     "jobResultObject": document.get("jobResultObject") or {},
                 }
             )
         except ValidationError as error:
             raise _invalid(f"job {document.get('id')}", error) from None
+
+
+class JobHead(Record):
+    """What a list of jobs tells of each."""
+
+    id: Text = Field(alias="_id")
+    type: Text = ""
+    status_code: Text = Field("", alias="statusCode")
+    created_at: Text = Field("", alias="createdAt")
+    updated_at: Text = Field("", alias="updatedAt")
+
+    @classmethod
+    def read(cls, document: dict[str, Any]) -> JobHead:
+        """Raises ``CatalogueRecordInvalid`` if it is no job."""
+        texts = {name: value for name, value in document.items() if isinstance(value, str)}
+        try:
+            return cls.model_validate(texts)
+        except ValidationError as error:
+            raise _invalid(f"job {document.get('_id')}", error) from None
 
 
 class Lifecycle(Record):

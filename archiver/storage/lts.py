@@ -64,6 +64,15 @@ class Survey:
     removed: int = 0
 
 
+@dataclass(frozen=True)
+class Leftover:
+    """What a run left on the LTS of a dataset that has no complete bag. ``newest``: when the last of it was touched."""
+
+    dataset: str
+    what: str
+    newest: float
+
+
 class Lts(Protocol):
     """Long-term storage as activities see it. Every method may be repeated (P6); each raises ``LtsFault``."""
 
@@ -116,6 +125,12 @@ class Lts(Protocol):
 
     def condemn(self, dataset: str, name: str, reason: str) -> None:
         """Set a file aside."""
+
+    def release_all(self, dataset: str) -> None:
+        """Give back all promises of a dataset."""
+
+    def leftovers(self, progress: Progress) -> Iterator[Leftover]:
+        """Datasets of which something partial, unverified or promised is there. Looks only."""
 
 
 def _of_staging(chunks: Iterable[Buffer]) -> Iterator[Buffer]:
@@ -247,8 +262,8 @@ class FileSystemLts:
             if self._promise(key).exists():
                 self._promise(key).unlink(missing_ok=True)
 
-    def _release_all(self, dataset: str) -> None:
-        """Give back what a run of this dataset that was killed or terminated had promised to itself."""
+    def release_all(self, dataset: str) -> None:
+        """As ``Lts``: what a run of this dataset that was killed or terminated had promised to itself."""
         with self._faults("promises"):
             for path in self._promises.glob("*.json"):
                 try:
@@ -489,7 +504,7 @@ class FileSystemLts:
     def survey(self, dataset: str, plan_id: str, datablocks: int) -> Survey:
         """As ``Lts``."""
         self.check_marker()
-        self._release_all(dataset)
+        self.release_all(dataset)
         found = Survey()
         folder = self._root / dataset
         if self._is_there(folder / TAG_MANIFEST):
@@ -542,24 +557,77 @@ class FileSystemLts:
         folder = self._root / dataset
         if self._is_there(folder / TAG_MANIFEST):
             return 0
-        kept = {name for pair in self._verified(dataset) for name in pair}
         removed = 0
         with self._faults(dataset):
-            for name in self._names(dataset):
-                ours = _PARTIAL.fullmatch(name) or _DATABLOCK.fullmatch(name)
-                if ours and name not in kept:
-                    (folder / "data" / name).unlink(missing_ok=True)
-                    removed += 1
-            for draft in folder.glob(".*.partial"):
-                if _TAG_PARTIAL.fullmatch(draft.name):
-                    draft.unlink(missing_ok=True)
-                    removed += 1
+            for path in self._unverified(dataset):
+                path.unlink(missing_ok=True)
+                removed += 1
         # Folders that hold nothing any more; rmdir refuses others. What lies above is shared with other datasets, which
         # may be making their folders at this moment.
         for empty in (folder / "data", folder):
             with suppress(OSError):
                 empty.rmdir()
         return removed
+
+    def _unverified(self, dataset: str) -> list[Path]:
+        """Partial and unverified files of a dataset without a complete bag: what may be removed."""
+        folder = self._root / dataset
+        kept = {name for pair in self._verified(dataset) for name in pair}
+        in_data = [
+            folder / "data" / name
+            for name in self._names(dataset)
+            if (_PARTIAL.fullmatch(name) or _DATABLOCK.fullmatch(name)) and name not in kept
+        ]
+        return in_data + [draft for draft in folder.glob(".*.partial") if _TAG_PARTIAL.fullmatch(draft.name)]
+
+    def leftovers(self, progress: Progress) -> Iterator[Leftover]:
+        """As ``Lts``. One look at each dataset's directory; a complete bag is not opened."""
+        self.check_marker()
+        with self._faults("promises"):
+            for path in self._promises.glob("*.json"):
+                try:
+                    dataset = json.loads(path.read_bytes())["for"].rpartition("/")[0]
+                    yield Leftover(dataset, "a promise of space", path.stat().st_mtime)
+                except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+                    continue  # released meanwhile, or cut short by a crash
+        for dataset in self._datasets():
+            progress.note(f"looking at {dataset}")
+            if (found := self._left(dataset)) is not None:
+                yield found
+
+    def _datasets(self) -> Iterator[str]:
+        """The directories that may be a dataset's: ``a/b``, and ``pid=...`` (``pid_path``)."""
+        for name in self._folders(self._root):
+            if name.startswith("pid="):
+                yield name
+            else:
+                yield from (f"{name}/{inner}" for inner in self._folders(self._root / name))
+
+    def _folders(self, folder: Path) -> list[str]:
+        with self._faults(str(folder)):
+            try:
+                with os.scandir(folder) as entries:
+                    return sorted(
+                        e.name for e in entries if not e.name.startswith(".") and e.is_dir(follow_symlinks=False)
+                    )
+            except FileNotFoundError:
+                return []
+
+    def _left(self, dataset: str) -> Leftover | None:
+        folder = self._root / dataset
+        if self._is_there(folder / TAG_MANIFEST):
+            return None
+        with self._faults(dataset):
+            try:
+                files = self._unverified(dataset)
+                # Folders without anything are left by whoever was killed before the first byte.
+                empty = not os.listdir(folder) or (os.listdir(folder) == ["data"] and not self._names(dataset))
+                if not files and not empty:
+                    return None
+                newest = max(path.stat().st_mtime for path in (*files, folder, folder / "data") if path.exists())
+            except FileNotFoundError:
+                return None  # somebody is at work here
+        return Leftover(dataset, f"{len(files)} unverified files" if files else "an empty directory", newest)
 
     def condemn(self, dataset: str, name: str, reason: str) -> None:
         """As ``Lts``: renamed into ``.archiver/condemned``, with the reason beside it. A file that is gone is no error.

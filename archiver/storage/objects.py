@@ -13,8 +13,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import timedelta
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from functools import cache, cached_property
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeAlias, TypeVar
@@ -57,11 +57,12 @@ DIGEST = "sha256"
 
 @dataclass(frozen=True)
 class ObjectInfo:
-    """An object as listed; ``version`` is its ETag, with quotes."""
+    """An object as listed; ``version`` is its ETag, with quotes. ``modified``: seconds since 1970, 0 where it is not known."""
 
     key: str
     size: int
     version: str
+    modified: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ class OpenUpload:
 
     key: str
     upload_id: str
+    begun: float = field(default=0.0, compare=False)
 
 
 class ObjectChanged(Exception):
@@ -103,12 +105,16 @@ def _session() -> boto3.session.Session:
 
 
 class Bucket:
-    """One bucket. ``side`` is the class of its faults. Thread-safe; connects when first used."""
+    """One bucket. ``side`` is the class of its faults. Thread-safe; connects when first used.
 
-    def __init__(self, name: str, s3: S3Settings, side: type[SystemFault]) -> None:
+    ``seconds``: how long one request is tried, and waited for.
+    """
+
+    def __init__(self, name: str, s3: S3Settings, side: type[SystemFault], *, seconds: float = RETRY_SECONDS) -> None:
         self.name = name
         self._s3 = s3
         self._side = side
+        self._seconds = seconds
         self._boto: S3Client | None = None
 
     # --- control plane: boto3 ---------------------------------------------------------------------------------------
@@ -118,7 +124,7 @@ class Bucket:
         with self._boto_faults(prefix):
             for page in self.boto.get_paginator("list_objects_v2").paginate(Bucket=self.name, Prefix=prefix):
                 for entry in page.get("Contents", []):
-                    yield ObjectInfo(entry["Key"], entry["Size"], entry["ETag"])
+                    yield ObjectInfo(entry["Key"], entry["Size"], entry["ETag"], _seconds(entry.get("LastModified")))
 
     def head(self, key: str) -> ObjectInfo | None:
         """The object, or None if there is none."""
@@ -166,7 +172,7 @@ class Bucket:
         with self._boto_faults(prefix):
             for page in self.boto.get_paginator("list_multipart_uploads").paginate(Bucket=self.name, Prefix=prefix):
                 for upload in page.get("Uploads", []):
-                    yield OpenUpload(upload["Key"], upload["UploadId"])
+                    yield OpenUpload(upload["Key"], upload["UploadId"], _seconds(upload.get("Initiated")))
 
     def abort_uploads(self, prefix: str) -> int:
         """Abort them; returns how many."""
@@ -433,6 +439,10 @@ class Bucket:
     # --- clients and faults -----------------------------------------------------------------------------------------
 
     @property
+    def _patient(self) -> bool:
+        return self._seconds >= RETRY_SECONDS
+
+    @property
     def boto(self) -> S3Client:
         """The boto3 client, made when first used."""
         with _making:
@@ -446,9 +456,9 @@ class Bucket:
                     region_name=s3.region,
                     config=Config(
                         s3={"addressing_style": "path" if s3.path_style else "auto"},
-                        retries={"mode": "standard", "max_attempts": ATTEMPTS},
-                        connect_timeout=10,
-                        read_timeout=RETRY_SECONDS,
+                        retries={"mode": "standard", "max_attempts": ATTEMPTS if self._patient else 1},
+                        connect_timeout=min(10, self._seconds),
+                        read_timeout=self._seconds,
                         max_pool_connections=THREADS,
                     ),
                 )
@@ -470,10 +480,10 @@ class Bucket:
             unsigned_payload=s3.unsigned_payload,
             client_options={
                 "allow_http": True,
-                "connect_timeout": timedelta(seconds=10),
-                "timeout": timedelta(seconds=RETRY_SECONDS),
+                "connect_timeout": timedelta(seconds=min(10, self._seconds)),
+                "timeout": timedelta(seconds=self._seconds),
             },
-            retry_config={"max_retries": 6, "retry_timeout": timedelta(seconds=RETRY_SECONDS)},
+            retry_config={"max_retries": 6 if self._patient else 0, "retry_timeout": timedelta(seconds=self._seconds)},
             **keys,
         )
 
@@ -513,6 +523,11 @@ class Bucket:
             found=lines[0][:300],
             next_step="retried; check that the S3 server runs, its bucket, and our keys",
         )
+
+
+def _seconds(when: datetime | None) -> float:
+    """Seconds since 1970; 0 where the server does not say."""
+    return when.timestamp() if when is not None else 0.0
 
 
 class _Part(NamedTuple, Generic[T]):

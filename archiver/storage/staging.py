@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from archiver.pids import pid_path
+from archiver.pids import path_pid, pid_path
 
 
 @dataclass(frozen=True)
@@ -63,3 +63,16 @@ def manifest_name(n: int) -> str:
 def archive_id(pid: str, n: int, extension: str) -> str:
     """The datablock's path on the LTS, which is its archiveId in SciCat: the same on every try."""
     return f"{pid_path(pid)}/data/{datablock_name(n, extension)}"
+
+
+def dataset_of(prefix: str, key: str) -> str | None:
+    """The pid of the dataset that a key of the staging bucket belongs to; None if it is none of ours."""
+    parts = key.removeprefix(prefix).split("/")
+    if not key.startswith(prefix) or parts[0] != "datasets":
+        return None
+    for depth in (2, 3):
+        try:
+            return path_pid("/".join(parts[1:depth])) if len(parts) > depth else None
+        except ValueError:
+            continue
+    return None

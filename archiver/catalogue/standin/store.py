@@ -110,7 +110,7 @@ def _whole(head: str, files: str | None) -> str:
 
 
 def matches(document: Document, where: dict[str, Any]) -> bool:
-    """Whether the document satisfies a Mongo filter of equality, ``$in``, ``$ne``, ``$exists``, ``$and`` and ``$or``."""
+    """Whether the document satisfies a Mongo filter of equality, ``$in``, ``$ne``, ``$gt``, ``$exists``, ``$and`` and ``$or``."""
     for key, wanted in where.items():
         if key == "$and":
             if not all(matches(document, part) for part in wanted):
@@ -138,6 +138,7 @@ def _field(found: list[Any], wanted: Any) -> bool:
         tests = {
             "$in": lambda value: any(one in value for one in found),
             "$ne": lambda value: value not in found,
+            "$gt": lambda value: any(type(one) is type(value) and one > value for one in found),
             "$exists": lambda value: bool(found) is bool(value),
         }
         return all(operator in tests and tests[operator](value) for operator, value in wanted.items())

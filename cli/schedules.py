@@ -1,0 +1,103 @@
+"""The schedules of the sweeps in Temporal, made and kept as the settings say by ``archiver setup`` (docs/sweep.md)."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from temporalio.client import (
+    Client,
+    Schedule,
+    ScheduleActionStartWorkflow,
+    ScheduleDescription,
+    ScheduleIntervalSpec,
+    ScheduleOverlapPolicy,
+    SchedulePolicy,
+    ScheduleSpec,
+    ScheduleUpdate,
+    ScheduleUpdateInput,
+)
+from temporalio.common import SearchAttributePair, TypedSearchAttributes
+from temporalio.service import RPCError, RPCStatusCode
+
+from archiver import model as m
+from archiver.settings import SweepSettings
+from workflows import steps
+from workflows.visible import OPERATION
+
+JOBS, LEFTOVERS = "archiver-sweep", "archiver-sweep-leftovers"
+CATCH_UP = timedelta(minutes=1)
+"""Sweeps that a Temporal that was down missed are not made up for: the next one finds it all."""
+
+Step = tuple[str, bool]
+"""What was looked at, and whether it had to be made, changed or removed."""
+
+
+def wanted(settings: SweepSettings) -> dict[str, Schedule | None]:
+    """Each schedule by its id; None: there is to be none."""
+    periods = {JOBS: ("Sweep", settings.every_seconds), LEFTOVERS: ("SweepLeftovers", settings.leftovers_every_seconds)}
+    return {name: _schedule(name, kind, seconds) if seconds else None for name, (kind, seconds) in periods.items()}
+
+
+def _schedule(name: str, workflow: str, seconds: float) -> Schedule:
+    return Schedule(
+        action=ScheduleActionStartWorkflow(
+            workflow,
+            m.SweepRequest(),
+            id=name,
+            task_queue=steps.WORKFLOWS,
+            typed_search_attributes=TypedSearchAttributes([SearchAttributePair(OPERATION, "sweep")]),
+            static_summary="what SciCat has and nobody started" if name == JOBS else "what terminated runs left",
+        ),
+        spec=ScheduleSpec(intervals=[ScheduleIntervalSpec(every=timedelta(seconds=seconds))]),
+        policy=SchedulePolicy(overlap=ScheduleOverlapPolicy.SKIP, catchup_window=CATCH_UP),
+    )
+
+
+async def keep_schedules(client: Client, settings: SweepSettings, *, dry_run: bool) -> list[Step]:
+    """Make, change or remove what is not as it should be. One that somebody paused stays paused. May be repeated."""
+    return [
+        (
+            f"schedule {name}" if schedule else f"no schedule {name}",
+            await _keep(client, name, schedule, dry_run=dry_run),
+        )
+        for name, schedule in wanted(settings).items()
+    ]
+
+
+async def _keep(client: Client, name: str, schedule: Schedule | None, *, dry_run: bool) -> bool:
+    """Whether there was, or dry: would be, something to do."""
+    handle = client.get_schedule_handle(name)
+    there = None
+    try:
+        there = await handle.describe()
+    except RPCError as error:
+        if error.status != RPCStatusCode.NOT_FOUND:
+            raise
+    if (there is None and schedule is None) or (there and schedule and _same(there, schedule)):
+        return False
+    if dry_run:
+        return True
+    if schedule is None:
+        await handle.delete()
+    elif there is None:
+        await client.create_schedule(name, schedule)
+    else:
+
+        def changed(now: ScheduleUpdateInput) -> ScheduleUpdate:
+            schedule.state = now.description.schedule.state
+            return ScheduleUpdate(schedule)
+
+        await handle.update(changed)
+    return True
+
+
+def _same(there: ScheduleDescription, schedule: Schedule) -> bool:
+    """Whether the server has what is wanted; it fills in defaults, so what we set is compared, not the whole."""
+
+    def facts(one: Schedule) -> tuple[object, ...]:
+        action = one.action
+        run = (action.workflow, action.id, action.task_queue) if isinstance(action, ScheduleActionStartWorkflow) else ()
+        every = [interval.every for interval in one.spec.intervals]
+        return run, every, one.policy.overlap, one.policy.catchup_window
+
+    return facts(there.schedule) == facts(schedule)

@@ -1,0 +1,192 @@
+"""The sweeps: ``Sweep`` for jobs that nobody started, ``SweepLeftovers`` for what terminated runs left (docs/sweep.md)."""
+
+from __future__ import annotations
+
+import asyncio
+
+from temporalio import workflow
+from temporalio.common import SearchAttributePair, TypedSearchAttributes
+from temporalio.exceptions import ActivityError, ChildWorkflowError, WorkflowAlreadyStartedError, is_cancelled_exception
+from temporalio.workflow import ParentClosePolicy
+
+with workflow.unsafe.imports_passed_through():
+    from archiver import model as m
+    from archiver.pids import workflow_id
+
+from workflows import steps
+from workflows.tasks import windowed
+from workflows.visible import OPERATION, PID, STAGE, details, explain
+
+STEPS_PER_SWEEP = 50
+"""Of ``sweep-jobs``, each with minutes of time: what is left then is the next sweep's."""
+DATASETS_AT_ONCE = 4
+POLICY = m.Policy(give_up_seconds=60)
+"""A sweep that cannot do its work ends soon: the next one comes by itself."""
+FINDERS = (steps.FIND_STARTED, steps.FIND_STAGED, steps.FIND_ON_LTS)
+
+
+@workflow.defn(name="Sweep")
+class Sweep:
+    """Starts submitted jobs that nobody started, and takes up or reports those that nobody works on any more."""
+
+    @workflow.run
+    async def run(self, request: m.SweepRequest) -> m.SweepJobsResult:
+        """Fails where SciCat or Temporal cannot be asked; the next sweep comes by itself."""
+        done = m.SweepJobsResult(more=True)
+        for _ in range(1 if request.dry_run else STEPS_PER_SWEEP):
+            done = done.plus(
+                await steps.SWEEP_JOBS.run(request, policy=POLICY, summary="start what SciCat has and nobody started")
+            )
+            said = done.model_dump(exclude={"lines", "more"})
+            details("jobs swept", [*said.items(), *((line, "") for line in done.lines)])
+            if not done.more:
+                break
+        return done
+
+
+@workflow.defn(name="SweepLeftovers")
+class SweepLeftovers:
+    """Finds what terminated runs left in SciCat, in staging and on the LTS, and has it cleared, dataset by dataset."""
+
+    @workflow.init
+    def __init__(self, request: m.SweepRequest) -> None:
+        self.done = m.SweepLeftoversResult()
+        self.why: dict[str, list[str]] = {}
+
+    @workflow.run
+    async def run(self, request: m.SweepRequest) -> m.SweepLeftoversResult:
+        """Ends with what was done; a place that cannot be looked at is a problem in words, and the others are swept."""
+        await asyncio.gather(*(self.find(finder, request) for finder in FINDERS))
+        pids = sorted(self.why)
+        self.done = self.done.model_copy(update={"found": len(pids)})
+        if request.dry_run:
+            for pid in pids:
+                self.say(f"{pid}: would be cleared ({'; '.join(self.why[pid])})")
+        else:
+            await windowed(pids, self.clear, DATASETS_AT_ONCE)
+        self.show()
+        return self.done
+
+    async def find(self, finder: steps.Step[m.SweepRequest, m.FoundLeftovers], request: m.SweepRequest) -> None:
+        """One place."""
+        try:
+            found = await finder.run(request, policy=POLICY, summary=f"look for leftovers: {finder.name}")
+        except ActivityError as error:
+            if is_cancelled_exception(error):
+                raise
+            self.problem(explain(error).message)
+            return
+        for pid, what in zip(found.pids, found.what, strict=True):
+            self.why.setdefault(pid, []).append(what)
+        self.done = self.done.model_copy(
+            update={name: getattr(self.done, name) + getattr(found, name) for name in ("running", "young", "more")}
+        )
+
+    async def clear(self, pid: str) -> None:
+        """One dataset, under the workflow id of its runs: none can start meanwhile, and none that runs is cleared."""
+        why = "; ".join(self.why[pid])
+        try:
+            outcome = await workflow.execute_child_workflow(
+                SweepDataset.run,
+                m.SweepDatasetRequest(pid=pid),
+                id=workflow_id("archive-dataset", pid),
+                parent_close_policy=ParentClosePolicy.REQUEST_CANCEL,
+                search_attributes=TypedSearchAttributes(
+                    [
+                        SearchAttributePair(OPERATION, "sweep"),
+                        SearchAttributePair(PID, pid),
+                        SearchAttributePair(STAGE, "clearing leftovers"),
+                    ]
+                ),
+                static_summary=f"clear what a terminated run left of {pid}",
+            )
+        except WorkflowAlreadyStartedError:
+            self.done = self.done.model_copy(update={"running": self.done.running + 1})
+            return
+        except ChildWorkflowError as error:
+            if workflow.cancellation_reason() is not None:
+                raise
+            self.problem(f"{pid}: {explain(error).message}")
+            return
+        if outcome.outcome == "cancelled":
+            self.done = self.done.model_copy(update={"running": self.done.running + 1})
+            self.say(f"{pid}: left alone ({outcome.message})")
+            return
+        self.done = self.done.model_copy(update={"cleared": self.done.cleared + 1})
+        self.say(f"{pid}: {outcome.message} ({why})")
+        self.show()
+
+    def problem(self, text: str) -> None:
+        """Say what could not be done."""
+        workflow.logger.warning("sweep: %s", text)
+        if len(self.done.problems) < m.MAX_SWEPT:
+            text = text[: m.MAX_OUTCOME_MESSAGE]
+            self.done = self.done.model_copy(update={"problems": [*self.done.problems, text]})
+
+    def say(self, text: str) -> None:
+        """Say what was done."""
+        workflow.logger.info("sweep: %s", text)
+        if len(self.done.lines) < m.MAX_SWEPT:
+            self.done = self.done.model_copy(update={"lines": [*self.done.lines, text[: m.MAX_OUTCOME_MESSAGE]]})
+
+    def show(self) -> None:
+        """The table of current details."""
+        counts = self.done.model_dump(exclude={"lines", "problems"})
+        lines = [*(("PROBLEM", text) for text in self.done.problems), *(("", text) for text in self.done.lines)]
+        details("leftovers swept", [*counts.items(), *lines])
+
+
+@workflow.defn(name="SweepDataset")
+class SweepDataset:
+    """Clears what a terminated run left of one dataset. Its id is that of the dataset's runs: Temporal holds one at a time."""
+
+    @workflow.init
+    def __init__(self, request: m.SweepDatasetRequest) -> None:
+        self.pid = request.pid
+        self.stage = "clearing leftovers"
+        self.message = ""
+
+    @workflow.query(description="Stage, and what was cleared")
+    def progress(self) -> m.DatasetProgress:
+        """As ``ArchiveDataset`` answers it: who asks for the dataset's workflow meets this one, if it was the last."""
+        return m.DatasetProgress(pid=self.pid, job_id="", stage=self.stage, message=self.message)
+
+    @workflow.signal(description="A job that waits for the dataset: it looks again by itself")
+    def subscribe(self, request: m.Subscribe) -> None:
+        """No outcome is told to it: nothing was archived here."""
+
+    @workflow.run
+    async def run(self, request: m.SweepDatasetRequest) -> m.DatasetOutcome:
+        """Outcome ``cancelled``: something of the dataset runs, nothing was touched."""
+        pid = request.pid
+        ref = m.PidRequest(pid=pid)
+        look = await steps.LOOK_AT_DATASET.run(ref, policy=POLICY, summary=f"see that nobody works on {pid}")
+        if not look.idle:
+            return self.end("in work", "cancelled", look.why)
+        did = [
+            (await steps.CLEAN_STAGING.run(ref, policy=POLICY, summary=f"remove staged objects of {pid}")).what,
+            (
+                await steps.ROLL_BACK_LTS.run(
+                    m.DatasetRef(pid=pid), policy=POLICY, summary="remove what did not verify from the LTS"
+                )
+            ).what,
+        ]
+        if look.started:
+            text = (
+                f"The run of job {look.job_id} ended without reporting (its workflow was terminated, or its Temporal "
+                "was lost); what it left was cleared, and what verified stays; next: submit the dataset again"
+            )
+            error = m.ErrorInfo(type="Lost", kind="system", message=text, where="sweep")
+            told = await steps.FAIL_DATASET.run(
+                m.FailDatasetRequest(pid=pid, job_id=look.job_id, error=error),
+                policy=POLICY,
+                summary=f"tell SciCat that nobody works on {pid}",
+            )
+            did.append(f"SciCat told: {told.what}")
+        return self.end("leftovers cleared", "already_archived" if look.archived else "failed", "; ".join(did))
+
+    def end(self, stage: str, outcome: m.Outcome, message: str) -> m.DatasetOutcome:
+        """Say how it ended."""
+        self.stage, self.message = stage, message
+        details(stage, [("dataset", self.pid), ("message", message)])
+        return m.DatasetOutcome(pid=self.pid, outcome=outcome, message=message)
