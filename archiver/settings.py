@@ -16,6 +16,7 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import (
     AnyHttpUrl,
@@ -390,8 +391,14 @@ class RabbitMQSettings(Section):
     @field_validator("url")
     @classmethod
     def _amqp(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None and not re.match(r"amqps?://[^/\s]", value.get_secret_value().strip()):
-            raise ValueError("must begin with amqp:// or amqps:// and name a host")
+        if value is not None:
+            url = urlsplit(value.get_secret_value().strip())
+            if url.scheme not in ("amqp", "amqps") or not url.hostname:
+                raise ValueError("must begin with amqp:// or amqps:// and name a host")
+            try:
+                _ = url.port
+            except ValueError:
+                raise ValueError("has a port that is none") from None
         return value
 
 
