@@ -1,1 +1,1 @@
-"""SciCat jobs in (HTTP, RabbitMQ), Temporal workflow starts out."""
+"""SciCat's jobs in, Temporal workflow starts out: over HTTP (``app``), each by way of ``intake``."""

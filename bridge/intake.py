@@ -1,26 +1,28 @@
-"""From a job's id to its workflow: read the job from SciCat, decide on it, start it. The one way in of every door."""
+"""From a job's id to its workflow: read the job from SciCat, decide on it, start it once. The one way in of every door.
+
+The same id may come any number of times, at once or after years: the workflow's id is made of the job's, and a job that ended
+is run again only if SciCat still, or again, calls it submitted.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import time
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from temporalio.exceptions import WorkflowAlreadyStartedError
 
 from activities.starting import start_job
-from archiver.catalogue.admission import admit, refuse_foreign_datasets
-from archiver.catalogue.client import SciCat
+from archiver.catalogue.admission import admit, refuse_foreign_datasets, refuse_foreign_type
+from archiver.catalogue.client import PAGE, SciCat
 from archiver.catalogue.records import Job
 from archiver.errors import CatalogueRecordInvalid, ForeignJob, Refused, UnknownJob
 from archiver.pids import workflow_id
 from archiver.settings import Settings
 from bridge.temporal import Connection
 
-LOOK_AT_DATASETS = 20
-"""Datasets of a job that tell whether it is another archive's; its workflow looks at each (P7)."""
-AGAIN_SECONDS = 0.2
+PAUSES = (0.1, 0.2, 0.4, 0.8, 1.6)
+"""Seconds between two looks for a job that SciCat does not show yet."""
 FINISHED = "finished"
 """How every terminal status begins (contract 1.4)."""
 
@@ -47,48 +49,63 @@ class Intake:
     async def take(self, job_id: str) -> Taken:
         """See that the job's workflow is started. May be repeated: a job is started once.
 
-        Raises ``UnknownJob`` and ``ForeignJob``, which start nothing; ``Refused``, whose workflow is started all the same,
-        because it tells the job's users why in SciCat; ``CatalogueFault`` and ``Unreachable``, which time may mend.
+        Raises ``UnknownJob`` and ``ForeignJob``, which start nothing; ``Refused`` and ``CatalogueRecordInvalid``, whose workflow
+        is started all the same, because it tells the job's users why in SciCat; ``CatalogueFault`` and ``Unreachable``, which
+        time may mend.
         """
+        archive = self._settings.archive
+        problem: Refused | CatalogueRecordInvalid | None = None
         try:
             job = await self._read(job_id)
-        except CatalogueRecordInvalid:
-            await self._start(job_id, None)  # it tells
-            raise
-        if job.status_code.startswith(FINISHED):
-            return Taken(job, workflow_id("archive-job", job_id), ended=True)
+        except CatalogueRecordInvalid as invalid:
+            job, problem = await self._scicat.job(job_id, lists=False), invalid
+        refuse_foreign_type(job, archive)
+        refuse_foreign_datasets(job, await self._locations(job), archive)
         now = datetime.now(UTC)
-        try:
-            admission = admit(job, self._settings.archive, now=now)
-        except ForeignJob:
-            raise
-        except Refused:
-            await self._start(job_id, None)
-            raise
-        await self._refuse_foreign(job)
-        ended = not await self._start(job_id, admission.delay(now))
-        return Taken(job, workflow_id("archive-job", job_id), not_before=admission.not_before, ended=ended)
+        not_before = delay = None
+        if problem is None:
+            try:
+                admission = admit(job, archive, now=now)
+                not_before, delay = admission.not_before, admission.delay(now)
+            except ForeignJob:
+                raise
+            except Refused as refused:
+                problem = refused
+        runs = await self._start(job, delay)
+        if problem is not None:
+            raise problem
+        return Taken(job, workflow_id("archive-job", job.id), not_before=not_before, ended=not runs)
 
     async def _read(self, job_id: str) -> Job:
         """SciCat's record; one that it does not show is asked for again: a webhook may be ahead of its database."""
-        until = time.monotonic() + self._settings.bridge.unknown_job_seconds
+        patience, pauses = self._settings.bridge.unknown_job_seconds, iter(PAUSES)
         while True:
             try:
                 return await self._scicat.job(job_id)
             except UnknownJob:
-                if time.monotonic() >= until:
+                pause = min(next(pauses, PAUSES[-1]), patience)
+                if pause <= 0:
                     raise
-            await asyncio.sleep(AGAIN_SECONDS)
+            patience -= pause
+            await asyncio.sleep(pause)
 
-    async def _refuse_foreign(self, job: Job) -> None:
-        first = job.model_copy(update={"datasets": job.datasets[:LOOK_AT_DATASETS]})
-        locations = await self._scicat.storage_locations([entry.pid for entry in first.datasets])
-        refuse_foreign_datasets(first, locations, self._settings.archive)
+    async def _locations(self, job: Job) -> dict[str, str | None]:
+        """Of the job's first datasets; of a longer list each is looked at when it is begun (P7)."""
+        pids = list(dict.fromkeys(entry.pid for entry in job.datasets))[:PAGE]
+        return await self._scicat.storage_locations(pids) if pids else {}
 
-    async def _start(self, job_id: str, delay: timedelta | None) -> bool:
-        """Whether its workflow runs now; not, if it ran before and ended: that is for the sweep, or for an operator's retry."""
-        try:
-            await start_job(await self._temporal.client(), job_id, delay=delay, again=False)
-        except WorkflowAlreadyStartedError:
+    async def _start(self, job: Job, delay: timedelta | None) -> bool:
+        """Whether its workflow runs now; not, if it ended before and nobody wants it once more."""
+        submitted = self._settings.sweep.submitted_code
+        if job.status_code.startswith(FINISHED):
             return False
+        client = await self._temporal.client()
+        try:
+            await start_job(client, job.id, delay=delay, again=False)
+            return True
+        except WorkflowAlreadyStartedError:
+            # It ended. What SciCat says from now on was written before that end, or since, by somebody who submits it anew.
+            if job.status_code != submitted or (await self._scicat.job(job.id, lists=False)).status_code != submitted:
+                return False
+        await start_job(client, job.id, delay=delay)
         return True
