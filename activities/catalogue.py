@@ -5,20 +5,23 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote
 
 from temporalio import activity
+from temporalio.exceptions import ApplicationError
 
 from activities.running import beating, in_thread, told_async
 from archiver import model as m
 from archiver.catalogue import payloads
+from archiver.catalogue.admission import admit, is_foreign
 from archiver.catalogue.client import SciCat
-from archiver.catalogue.records import Dataset, Job
+from archiver.catalogue.records import Dataset
 from archiver.datablock.files import CatalogueFile, path_key, write_lines
 from archiver.datablock.manifest import ManifestReader
 from archiver.datablock.record import DatablockRecord
-from archiver.errors import CatalogueFault, EmptyDataset, ForeignJob, OwnFault, Refused, UnknownDataset
+from archiver.errors import CatalogueFault, EmptyDataset, OwnFault, Refused, UnknownDataset
 from archiver.pids import pid_path
 from archiver.settings import Settings
 from archiver.storage.objects import Bucket
@@ -64,17 +67,17 @@ class CatalogueActivities:
     async def begin_job(self, request: m.BeginJobRequest) -> m.BeginJobResult:
         """Read the job, refuse what is not ours, set it in progress. A job that ended well before keeps its status.
 
-        Raises ``ForeignJob`` for another type, ``Refused`` for a list of files, or no dataset at all.
+        Raises ``ForeignJob``, ``Refused``: see ``admission``. A job whose ``executionTime`` has not come is tried again then.
         """
         job = await self._scicat.job(request.job_id)
-        if job.type != self._settings.archive.job_type:
-            raise ForeignJob(
-                f"job {job.id} is not an archive job",
-                expected=f"type {self._settings.archive.job_type!r}",
-                found=f"type {job.type!r}",
-                next_step="nothing was changed; see archive.job_type in the settings",
+        now = datetime.now(UTC)
+        admitted = admit(job, self._settings.archive, now=now, pids=request.pids)
+        if (delay := admitted.delay(now)) is not None:
+            # Started by hand, or woken by a signal, before its time: the server keeps that time.
+            raise ApplicationError(
+                f"job {job.id} is to be started at {admitted.not_before}", type="NotYet", next_retry_delay=delay
             )
-        pids = self._pids(job, request.pids)
+        pids = admitted.pids
         if job.status_code != FINISHED_WELL:
             total = len(pids)
             message = f"Archiving {total} dataset{'s' if total != 1 else ''}."
@@ -83,6 +86,7 @@ class CatalogueActivities:
         return m.BeginJobResult(
             total=len(pids),
             pids=pids[: request.limit],
+            owner_group=job.owner_group or "",
             policy=m.Policy(
                 datasets_at_once=archive.datasets_at_once,
                 datablocks_at_once=archive.datablocks_at_once,
@@ -98,7 +102,8 @@ class CatalogueActivities:
         """A page of the job's pids, each once, in the job's order; the list of a job cannot change once it is made."""
         pids = request.pids
         if pids is None:
-            pids = self._pids(await self._scicat.job(request.job_id), None)
+            job = await self._scicat.job(request.job_id)
+            pids = [entry.pid for entry in job.datasets]
         return m.PageResult(pids=list(dict.fromkeys(pids))[request.offset : request.offset + request.limit])
 
     @activity.defn(name="finish-job")
@@ -116,25 +121,6 @@ class CatalogueActivities:
                 return m.FinishJobResult(status_code=code, message=message)
             await self._scicat.update_job(request.job_id, payloads.job_update(code, message, result))
         return m.FinishJobResult(status_code=code, message=message)
-
-    def _pids(self, job: Job, given: list[str] | None) -> list[str]:
-        if given is not None:
-            return list(dict.fromkeys(given))
-        if not job.datasets:
-            raise Refused(
-                f"job {job.id} names no dataset",
-                expected="jobParams.datasetList or datasetList",
-                found="none" if not job.has_list else "an empty list",
-                next_step="submit a job with a dataset list",
-            )
-        if partial := [entry.pid for entry in job.datasets if entry.files]:
-            raise Refused(
-                f"job {job.id} lists single files of dataset {partial[0]}",
-                expected="an empty files list: a dataset is archived whole",
-                found="a list of files",
-                next_step="submit the job with files: []",
-            )
-        return list(dict.fromkeys(entry.pid for entry in job.datasets))
 
     # --- datasets --------------------------------------------------------------------------------------------------
 
@@ -199,7 +185,7 @@ class CatalogueActivities:
             )
 
     def _is_foreign(self, dataset: Dataset) -> bool:
-        return dataset.lifecycle.storage_location not in (None, "", self._settings.archive.storage_location)
+        return is_foreign(dataset.lifecycle.storage_location, self._settings.archive)
 
     async def _already(self, dataset: Dataset) -> m.BeginDatasetResult:
         """P3: an archived dataset is a success that changes nothing, if its datablocks are there."""

@@ -51,7 +51,7 @@ class System:
         folder.mkdir(parents=True, exist_ok=True)
         self.temporary.mkdir()
         state = devdir.read_state(folder)
-        state.ports = devdir.choose_ports({"temporal": 0, "ui": 0, "s3": 0, "scicat": 0}, {})
+        state.ports = devdir.choose_ports({"temporal": 0, "ui": 0, "s3": 0, "scicat": 0, "bridge": 0}, {})
         self.info: dict[str, Any] = devdir.addresses(folder, state, scicat_url="", scicat_user="", scicat_password="")
         Path(self.info["lts_root"]).mkdir()
         devdir.write_settings(folder, self.info, datablock_bytes=0)

@@ -1,4 +1,5 @@
-"""``archiver dev``: everything one machine needs, embedded: Temporal with its Web UI, S3, SciCat's stand-in, workers.
+"""``archiver dev``: everything one machine needs, embedded: Temporal with its Web UI, S3, SciCat's stand-in, workers, and
+the bridge, which the stand-in calls at every job as SciCat's webhook does.
 
 All state lies below one directory; a second start with it goes on where the first stopped. ``dev.json`` is there while the
 system is ready, and only then.
@@ -39,6 +40,7 @@ class DevOptions:
     ui_port: int = 0
     s3_port: int = 0
     scicat_port: int = 0
+    bridge_port: int = 0
     scicat_url: str = ""
     scicat_user: str = ""
     scicat_password: str = ""
@@ -89,6 +91,7 @@ class DevSystem:
             "ui": options.ui_port,
             "s3": options.s3_port,
             "scicat": options.scicat_port,
+            "bridge": options.bridge_port,
         }
         ports = state.ports = devdir.choose_ports(given, state.ports)
         devdir.write_state(self.folder, state)
@@ -110,20 +113,31 @@ class DevSystem:
         self._run(temporal)
         self._run(s3)
         if not options.scicat_url:
-            self._run(self._standin(state)).wait_for_port(ports["scicat"])
+            self._run(self._standin(state, info)).wait_for_port(ports["scicat"])
         s3.wait_for_port(ports["s3"])
         temporal.wait_for_port(ports["ui"])
         temporal.wait_for_port(ports["temporal"])
         self._set_up()
         for queues in ("workflows,catalogue,pack", "lts"):
             self._run_worker(queues)
+        self._run(self._bridge()).wait_for_port(ports["bridge"])
         self.info = info
         devdir.write_private(self.folder / DEV_JSON, json.dumps(info, indent=1).encode())
 
-    def _standin(self, state: devdir.State) -> Child:
+    def _bridge(self) -> Child:
+        command = [sys.executable, "-m", "cli.main", "-c", str(self.config), "bridge"]
+        log = self.folder / "logs" / "bridge.log"
+        return Child("bridge", command, log, servers.clean_environment(PYTHONPATH=str(ROOT)))
+
+    def _standin(self, state: devdir.State, info: dict[str, Any]) -> Child:
         command = [sys.executable, "-m", "archiver.catalogue.standin", "--port", str(state.ports["scicat"])]
         command += ["--db", str(self.folder / "scicat.db"), "--username", state.scicat_user]
-        environment = servers.clean_environment(STANDIN_PASSWORD=state.scicat_password, PYTHONPATH=str(ROOT))
+        command += ["--webhook-url", f"{info['bridge_url']}/api/v1/jobs"]
+        environment = servers.clean_environment(
+            STANDIN_PASSWORD=state.scicat_password,
+            STANDIN_WEBHOOK_AUTH=f"Bearer {state.bridge_token}",
+            PYTHONPATH=str(ROOT),
+        )
         return Child("SciCat stand-in", command, self.folder / "logs" / "scicat.log", environment)
 
     def _run(self, child: Child) -> Child:

@@ -33,6 +33,7 @@ class State:
     scicat_user: str
     scicat_password: str
     ports: dict[str, int] = field(default_factory=dict)
+    bridge_token: str = field(default_factory=lambda: secrets.token_urlsafe(24))
 
 
 def read_state(folder: Path) -> State:
@@ -86,6 +87,8 @@ def addresses(folder: Path, state: State, *, scicat_url: str, scicat_user: str, 
         "scicat_url": scicat_url or f"http://127.0.0.1:{state.ports['scicat']}",
         "scicat_user": scicat_user or state.scicat_user,
         "scicat_password": scicat_password or state.scicat_password,
+        "bridge_url": f"http://127.0.0.1:{state.ports['bridge']}",
+        "bridge_token": state.bridge_token,
     }
 
 
@@ -111,6 +114,7 @@ def write_settings(folder: Path, info: dict[str, Any], *, datablock_bytes: int) 
         "retrieval": {"bucket": info["buckets"]["retrieval"]},
         "lts": {"root": info["lts_root"], "identity": "dev", "reserve": "64MiB", "space_poll_seconds": 1.0},
         "worker": {"graceful_shutdown_seconds": 5.0},
+        "bridge": {"port": int(info["bridge_url"].rpartition(":")[2]), "token": info["bridge_token"]},
         "doctor": {"dev": True},
     }
     if datablock_bytes:

@@ -8,13 +8,14 @@ from typing import Any
 from uuid import UUID
 
 from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
-from temporalio.exceptions import ApplicationError, FailureError, TemporalError
+from temporalio.exceptions import ApplicationError, FailureError, TemporalError, WorkflowAlreadyStartedError
 
 from activities.connection import answering
 from activities.starting import start_job
 from archiver import model as m
 from archiver.catalogue.client import SciCat
 from archiver.errors import SettingsInvalid, UnknownDataset
+from archiver.pids import workflow_id
 from archiver.settings import Settings
 from cli import exits
 
@@ -43,10 +44,18 @@ async def submit(settings: Settings, pids: list[str]) -> str:
         return job.id
 
 
-async def start(client: Client, job_id: str, pids: list[str] | None) -> WorkflowHandle[Any, m.ArchiveJobResult]:
-    """Start the workflow of a job; raises ``SettingsInvalid`` (usage) if it is no job id."""
+async def start(
+    client: Client, job_id: str, pids: list[str] | None, *, again: bool = True
+) -> WorkflowHandle[Any, m.ArchiveJobResult]:
+    """Start the workflow of a job; without ``again`` one that ended is not run again, but followed to that end.
+
+    Raises ``SettingsInvalid`` (usage) if it is no job id.
+    """
     check_job_id(job_id)
-    return await start_job(client, job_id, pids)
+    try:
+        return await start_job(client, job_id, pids, again=again)
+    except WorkflowAlreadyStartedError:
+        return client.get_workflow_handle(workflow_id("archive-job", job_id), result_type=m.ArchiveJobResult)
 
 
 def check_job_id(job_id: str) -> None:

@@ -169,25 +169,23 @@ def dev(
     ui_port: Annotated[int, typer.Option(help="Web UI; 0: a free one")] = 0,
     s3_port: Annotated[int, typer.Option(help="0: a free one")] = 0,
     scicat_port: Annotated[int, typer.Option(help="stand-in; 0: a free one")] = 0,
+    bridge_port: Annotated[int, typer.Option(help="0: a free one")] = 0,
     scicat_url: Annotated[str, typer.Option(envvar="SCICAT_URL", help="Use this SciCat instead of the stand-in.")] = "",
     scicat_user: Annotated[str, typer.Option(envvar="SCICAT_USER")] = "",
     scicat_password: Annotated[str, typer.Option(envvar="SCICAT_PASSWORD", show_envvar=True)] = "",
 ) -> None:
-    """Start everything on this machine: Temporal, Web UI, S3, SciCat stand-in, workers. Ctrl-C stops all of it."""
-    from archiver.errors import SettingsInvalid
+    """Start everything on this machine: Temporal, Web UI, S3, SciCat stand-in, workers, bridge. Ctrl-C stops all of it."""
     from cli.dev import DevOptions, DevSystem, interrupt_on_sigterm
 
-    if scicat_url and not (scicat_user and scicat_password):
-        raise SettingsInvalid(
-            "--scicat-url needs an account", expected="--scicat-user and --scicat-password", found="one is missing"
-        )
+    _needs_account(scicat_url, scicat_user, scicat_password)
     wanted = DevOptions(
-        data_dir, temporal_port, ui_port, s3_port, scicat_port, scicat_url, scicat_user, scicat_password
+        data_dir, temporal_port, ui_port, s3_port, scicat_port, bridge_port, scicat_url, scicat_user, scicat_password
     )
     system = DevSystem(wanted, options.say)
     interrupt_on_sigterm()
     system.start()
-    shown = {key: value for key, value in system.info.items() if "secret" not in key and "password" not in key}
+    hidden = ("secret", "password", "token")
+    shown = {key: value for key, value in system.info.items() if not any(word in key for word in hidden)}
     lines = [f"{key:<22}{value}" for key, value in shown.items()]
     options.out("\n".join(["ready", *lines, f"settings              {system.config}"]), **shown)
     system.run()
@@ -206,7 +204,8 @@ def archive(
         settings = options.settings()
         client = await connect(settings)
         job_id = await jobs.submit(settings, pids)
-        return await _started(client, job_id, None, wait)
+        # SciCat's webhook may have started it by now.
+        return await _started(client, job_id, None, wait, again=False)
 
     raise typer.Exit(asyncio.run(run()))
 
@@ -228,10 +227,10 @@ def start(
     raise typer.Exit(asyncio.run(run()))
 
 
-async def _started(client: Any, job_id: str, pids: list[str] | None, wait: bool) -> int:
+async def _started(client: Any, job_id: str, pids: list[str] | None, wait: bool, *, again: bool = True) -> int:
     from cli import jobs
 
-    handle = await jobs.start(client, job_id, pids)
+    handle = await jobs.start(client, job_id, pids, again=again)
     if not wait:
         options.out(f"started {handle.id}", job=job_id, workflow=handle.id)
         return 0
@@ -437,13 +436,26 @@ def health(
 def demo(
     data_dir: Annotated[Path | None, typer.Option(help="Keep everything here; default: a temporary directory.")] = None,
     megabytes: Annotated[int, typer.Option(min=1, max=10_000, help="About so much data.")] = 200,
+    scicat_url: Annotated[str, typer.Option(help="Use this SciCat instead of the stand-in.")] = "",
+    scicat_user: Annotated[str, typer.Option()] = "",
+    scicat_password: Annotated[str, typer.Option(envvar="SCICAT_PASSWORD")] = "",
 ) -> None:
     """Archive a made-up dataset on an embedded system, and prove that it is archived."""
     from cli.demo import run_demo
     from cli.dev import interrupt_on_sigterm
 
+    _needs_account(scicat_url, scicat_user, scicat_password)
     interrupt_on_sigterm()
-    raise typer.Exit(run_demo(data_dir, megabytes, options.say))
+    raise typer.Exit(run_demo(data_dir, megabytes, options.say, (scicat_url, scicat_user, scicat_password)))
+
+
+def _needs_account(scicat_url: str, user: str, password: str) -> None:
+    from archiver.errors import SettingsInvalid
+
+    if scicat_url and not (user and password):
+        raise SettingsInvalid(
+            "--scicat-url needs an account", expected="--scicat-user and --scicat-password", found="one is missing"
+        )
 
 
 def main() -> None:

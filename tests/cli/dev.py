@@ -74,6 +74,7 @@ class Dev:
             "scicat": "archiver.catalogue.standin",
             "pack": "workflows,catalogue,pack",
             "lts": "lts",
+            "bridge": "bridge",
         }
         running = self.running()
         found = {}

@@ -31,6 +31,8 @@ FIELDS = {
     "scicat_url",
     "scicat_user",
     "scicat_password",
+    "bridge_url",
+    "bridge_token",
 }
 JOB = "7b7e4bd2-1c39-4f3d-9a58-1e0f9e3b5a11"
 
@@ -82,14 +84,14 @@ def test_dev_json_says_where_everything_is_and_is_readable_by_its_owner_only(dev
 
 
 def test_what_dev_prints_has_the_addresses(dev: Dev) -> None:
-    for field in ("temporal_address", "temporal_ui", "s3_endpoint", "scicat_url"):
+    for field in ("temporal_address", "temporal_ui", "s3_endpoint", "scicat_url", "bridge_url"):
         assert dev.info[field] in dev.said()
 
 
 def test_p8_no_secret_is_printed_logged_or_on_a_command_line(dev: Dev) -> None:
     texts = [dev.said(), *(log.read_text("utf-8", "replace") for log in (dev.data / "logs").iterdir())]
     texts += [" ".join(child.cmdline()) for child in dev.children().values()]
-    for secret in (dev.info["s3_secret_key"], dev.info["scicat_password"]):
+    for secret in (dev.info["s3_secret_key"], dev.info["scicat_password"], dev.info["bridge_token"]):
         assert not any(secret in text for text in texts)
 
 
@@ -117,7 +119,9 @@ def test_setup_on_an_empty_namespace_tells_first_and_then_makes(dev: Dev, tmp_pa
     made = dev.archiver("--json", "setup", **more)
     again = json.loads(dev.archiver("--json", "setup", **more).stdout)
     assert made.returncode == 0, made.stderr
-    assert planned["made"] == json.loads(made.stdout)["made"] == 12  # namespace, 7 attributes, 2 schedules, bucket, marker
+    assert (
+        planned["made"] == json.loads(made.stdout)["made"] == 12
+    )  # namespace, 7 attributes, 2 schedules, bucket, marker
     assert again["made"] == 0
 
 
@@ -197,7 +201,7 @@ def test_a_scicat_of_ones_own_takes_the_place_of_the_stand_in(dev: Dev, system: 
     account = {"SCICAT_USER": info["scicat_user"], "SCICAT_PASSWORD": info["scicat_password"]}
     system.start("--scicat-url", info["scicat_url"], **account)
     assert system.info["scicat_url"] == info["scicat_url"]
-    assert len(system.running()) == 4
+    assert len(system.running()) == 5
     assert info["scicat_password"] not in (system.data / "state.json").read_text()
     pid = system.dataset({"a.txt": b"hello"})
     assert system.archiver("archive", pid, "--wait").returncode == 0
@@ -209,12 +213,19 @@ def test_p5_children_that_die_are_started_again_and_it_is_said(own: Dev) -> None
     for child in died.values():
         child.kill()
     until(lambda: not {c.pid for c in died.values()} & {c.pid for c in own.running()}, "the dead are noticed")
-    until(lambda: len(own.running()) == 5, "all are there again")
+    until(lambda: len(own.running()) == 6, "all are there again")
     until(lambda: own.archiver("setup").returncode == 0, "Temporal and S3 answer")
     until(own.logs_in, "SciCat answers")
     pid = own.dataset({"a.txt": b"after"})
     assert own.archiver("archive", pid, "--wait").returncode == 0
-    for name in ("Temporal server", "S3 server", "SciCat stand-in", "worker workflows,catalogue,pack", "worker lts"):
+    for name in (
+        "Temporal server",
+        "S3 server",
+        "SciCat stand-in",
+        "worker workflows,catalogue,pack",
+        "worker lts",
+        "bridge",
+    ):
         assert f"{name} ended with -9: starting it again in 1 s" in own.said()
 
 
