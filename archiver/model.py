@@ -133,6 +133,7 @@ class JobState(Wire):
     outcomes: list[DatasetOutcome] = []
     size_bytes: int = 0
     policy: Policy = Policy()
+    owner_group: str = ""
 
 
 class ArchiveJobRequest(Wire):
@@ -182,6 +183,7 @@ class BeginJobResult(Wire):
     total: int
     policy: Policy
     pids: list[str] = []
+    owner_group: str = ""
 
 
 class FinishJobRequest(Wire):

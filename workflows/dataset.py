@@ -6,7 +6,6 @@ import asyncio
 from datetime import timedelta
 
 from temporalio import workflow
-from temporalio.common import Priority
 from temporalio.exceptions import (
     ActivityError,
     ApplicationError,
@@ -21,7 +20,7 @@ with workflow.unsafe.imports_passed_through():
     from archiver import model as m
     from archiver.pids import workflow_id
 
-from workflows import steps
+from workflows import priority, steps
 from workflows.datablock import ArchiveDatablock
 from workflows.tasks import protected, windowed
 from workflows.visible import BYTES_TOTAL, DATABLOCK_COUNT, OWNER_GROUP, attributes, explain, show, size
@@ -192,7 +191,7 @@ class ArchiveDataset:
 
     async def child(self, state: m.DatasetState, n: int, *, reuse: bool) -> m.ArchiveDatablockResult:
         """Start the child of datablock ``n`` and wait for it."""
-        r, plan = self.request, state.plan
+        r, plan, own = self.request, state.plan, workflow.info().priority
         return await workflow.execute_child_workflow(
             ArchiveDatablock.run,
             m.ArchiveDatablockRequest(
@@ -214,7 +213,8 @@ class ArchiveDataset:
                 job_id=r.job_id, pid=r.pid, owner_group=state.begun.owner_group, stage="datablock"
             ),
             static_summary=f"datablock {n}/{plan.datablocks} of {r.pid}",
-            priority=Priority(fairness_key=state.begun.owner_group[:64] or None),
+            static_details="Packed, copied to the LTS and verified here; its dataset registers it.",
+            priority=priority.of_datablock(own.priority_key, plan.size_bytes, state.begun.owner_group),
         )
 
     async def publish(self) -> m.DatasetOutcome:
@@ -255,8 +255,10 @@ class ArchiveDataset:
             cleaning = asyncio.create_task(self.clean_staging())
             try:
                 await finishing
-            finally:
-                kept = await cleaning
+            except ActivityError:
+                await cleaning
+                raise
+            kept = await cleaning
             self.at("archived")
         return m.DatasetOutcome(
             pid=r.pid,

@@ -20,7 +20,7 @@ with workflow.unsafe.imports_passed_through():
     from archiver import model as m
     from archiver.pids import workflow_id
 
-from workflows import steps
+from workflows import priority, steps
 from workflows.dataset import ArchiveDataset
 from workflows.tasks import protected, windowed
 from workflows.visible import BYTES_TOTAL, as_failure, attributes, details, explain, show, size
@@ -107,7 +107,7 @@ class ArchiveJob:
                 policy=m.Policy(heartbeat_seconds=FIRST_HEARTBEAT_SECONDS),
                 summary=f"read job {r.job_id} and set it in progress",
             )
-            self.state = m.JobState(total=begun.total, policy=begun.policy)
+            self.state = m.JobState(total=begun.total, policy=begun.policy, owner_group=begun.owner_group)
             page = begun.pids
         started = 0
         while self.state.offset < self.state.total:
@@ -168,6 +168,8 @@ class ArchiveJob:
                     parent_close_policy=ParentClosePolicy.REQUEST_CANCEL,
                     search_attributes=attributes(job_id=r.job_id, pid=pid),
                     static_summary=f"archive {pid} for job {r.job_id}",
+                    static_details="One dataset. Stop it alone with the signal 'cancel' {reason, who}; its job goes on.",
+                    priority=priority.of_dataset(self.state.total, self.state.owner_group),
                 )
             except WorkflowAlreadyStartedError:
                 self.others[pid] = None

@@ -54,6 +54,7 @@ class Job(Record):
     datasets: list[JobDataset] = Field([], alias="datasetList")
     has_list: bool = False
     params: dict[str, Any] = Field({}, alias="jobParams")
+    owner_group: Text | None = Field(None, alias="ownerGroup")
     execution_time: Any = Field(None, alias="executionTime")
     """When it is to be started, as it was written."""
     result: dict[str, Any] = Field({}, alias="jobResultObject")
@@ -74,6 +75,7 @@ class Job(Record):
                     "datasetList": (listed or []) if lists else [],
                     "has_list": listed is not None,
                     "jobParams": params,
+                    "ownerGroup": document.get("ownerGroup"),
                     "executionTime": params.get("executionTime") or document.get("executionTime"),
                     "jobResultObject": document.get("jobResultObject") or {},
                 }

@@ -29,7 +29,7 @@ async def serve(temporal_client: Client) -> AsyncIterator[Serve]:
                         temporal_client,
                         task_queue=queue,
                         activities=script.activities(queue),
-                        max_concurrent_activities=50,
+                        max_concurrent_activities=script.slots.get(queue, 50),
                         max_heartbeat_throttle_interval=timedelta(milliseconds=200),
                         default_heartbeat_throttle_interval=timedelta(milliseconds=200),
                     )

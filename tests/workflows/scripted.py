@@ -23,7 +23,10 @@ def content_error(message: str, kind: str = "content", type_name: str = "Missing
 
 
 class Script:
-    """Answers for every step; a test replaces some. Counts calls and the greatest number at once, by step name."""
+    """Answers for every step; a test replaces some. Counts calls and the greatest number at once, by step name.
+
+    ``slots``: of a task queue, where a test is about waiting for one.
+    """
 
     def __init__(self, datasets: int = 1, datablocks: int = 2, policy: m.Policy | None = None) -> None:
         self.datasets = datasets
@@ -33,6 +36,7 @@ class Script:
         self.at_once: Counter[str] = Counter()
         self.most_at_once: Counter[str] = Counter()
         self.replaced: dict[str, Callable[[Any], Awaitable[Any]]] = {}
+        self.slots: dict[str, int] = {}
 
     def names(self, *, pid: str | None = None) -> list[str]:
         """Names of the steps called, in order."""
