@@ -141,9 +141,9 @@ _ANSWERS: dict[int | str, str] = {
 
 async def _warm_up(temporal: Connection, scicat: SciCat) -> None:
     """The first job need not wait for the connection and the login."""
-    for first in (temporal.client(), scicat.whoami()):
+    for answers in (temporal.client, scicat.whoami):
         try:
-            await first
+            await answers()
         except ArchiverError as error:
             logger.warning("serving without it, until it answers: %s", error.one_line())
 

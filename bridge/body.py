@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
+from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, ValidationError
@@ -11,6 +13,8 @@ from starlette.requests import ClientDisconnect, Request
 
 from archiver.settings import BridgeSettings
 from bridge.problems import BadRequest
+
+LINGER_SECONDS = 1.0
 
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
@@ -59,10 +63,11 @@ async def _bounded(request: Request, limit: int) -> bytes:
     parts: list[bytes] = []
     size = int(announced) if announced.isascii() and announced.isdigit() and len(announced) < 20 else 0
     if size <= limit:
-        size = 0
-        async for part in request.stream():
+        size, coming = 0, request.stream()
+        async for part in coming:
             size += len(part)
             if size > limit:
+                await _discard(coming)
                 break
             parts.append(part)
     if size > limit:
@@ -74,6 +79,14 @@ async def _bounded(request: Request, limit: int) -> bytes:
             next_step="post {id, type} alone: nothing else is used",
         )
     return b"".join(parts)
+
+
+async def _discard(coming: AsyncIterator[bytes]) -> None:
+    """Read on for a moment: closed before its bytes are read, a connection is reset, and the caller never sees our answer."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(LINGER_SECONDS):
+            async for _ in coming:
+                pass
 
 
 def _wrong(first: Any) -> BadRequest:

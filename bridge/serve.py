@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import signal
+import socket
+from collections.abc import Iterator
 
 import uvicorn
 
@@ -17,6 +21,7 @@ logger = logging.getLogger("archiver.bridge")
 KEEP_ALIVE_SECONDS = 75
 """Longer than callers keep an idle connection: who closes first never loses a post."""
 STOP_SECONDS = 15
+BACKLOG = 1024
 
 
 def serve(settings: Settings) -> None:
@@ -26,8 +31,6 @@ def serve(settings: Settings) -> None:
     bridge = settings.bridge
     config = uvicorn.Config(
         app,
-        host=bridge.host,
-        port=bridge.port,
         http="h11",
         ws="none",
         lifespan="on",
@@ -39,22 +42,41 @@ def serve(settings: Settings) -> None:
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=STOP_SECONDS,
     )
-    asyncio.run(_serve(uvicorn.Server(config), f"{bridge.host}:{bridge.port}"))
+    with contextlib.closing(_listen(bridge.host, bridge.port)) as listening:
+        asyncio.run(_serve(_Server(config), listening))
 
 
-async def _serve(server: uvicorn.Server, where: str) -> None:
-    serving = asyncio.create_task(server.serve())
+async def _serve(server: uvicorn.Server, listening: socket.socket) -> None:
+    serving = asyncio.create_task(server.serve([listening]))
     while not server.started and not serving.done():  # noqa: ASYNC110
         await asyncio.sleep(0.02)
     if server.started:
-        logger.info("serving http://%s", where)
+        host, port = listening.getsockname()[:2]
+        logger.info("serving http://%s:%d", host, port)
+    await serving
+
+
+class _Server(uvicorn.Server):
+    """One that ends after a signal, and not by it: a stop that was asked for is no failure."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """The first signal lets posts under way be answered, a second Ctrl-C does not."""
+        loop = asyncio.get_running_loop()
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(signum, self.handle_exit, signum, None)
+        yield
+
+
+def _listen(host: str, port: int) -> socket.socket:
     try:
-        await serving
-    except SystemExit:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except OSError as error:
         raise OwnFault(
-            f"the bridge cannot listen on {where}",
-            expected="a free port of this machine",
-            found="another program has it, or it is no address of this machine",
+            f"the bridge cannot listen on {host}:{port}",
+            expected="a free port, on an address of this machine",
+            found=error.strerror or type(error).__name__,
             next_step="set bridge.host and bridge.port",
             retryable=False,
         ) from None
