@@ -64,8 +64,11 @@ async def consume(settings: Settings, take: Take) -> None:
     while True:
         try:
             await consumer.until_it_ends()
-        except consumer.gone as error:
+        except Exception as error:
+            # Whatever it was: a bridge that takes no jobs any more, unseen, would be worse.
             found = scrub(f"{type(error).__name__}: {error}")[:300]
+            if not isinstance(error, consumer.gone):
+                logger.exception("unexpected")
         if consumer.served_seconds() > STEADY_SECONDS:
             pauses = _pauses()
         pause = next(pauses)
@@ -132,8 +135,8 @@ class _Consumer:
             try:
                 async with asyncio.TaskGroup() as group:
                     for name in self._settings.queues:
-                        group.create_task(self._consume(connection, name))
-            except BaseExceptionGroup as errors:
+                        group.create_task(self._consume(connection, name, group))
+            except ExceptionGroup as errors:
                 raise errors.exceptions[0] from None
 
     async def _declare(self, connection: AbstractConnection, name: str, arguments: dict[str, Any] | None) -> None:
@@ -148,16 +151,20 @@ class _Consumer:
         else:
             await channel.close()
 
-    async def _consume(self, connection: AbstractConnection, name: str) -> None:
+    async def _consume(self, connection: AbstractConnection, name: str, group: asyncio.TaskGroup) -> None:
         channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
         await channel.set_qos(prefetch_count=self._settings.prefetch)
         queue: AbstractQueue = await channel.get_queue(name)
-        async with asyncio.TaskGroup() as group, queue.iterator() as messages:
+        cancelled = asyncio.Event()
+        # Of a deleted queue its iterator hears nothing.
+        (await channel.get_underlay_channel()).on_consumer_cancel_callbacks.add(lambda _: cancelled.set())
+        async with queue.iterator() as messages:
+            group.create_task(_end_when(cancelled, name))
             logger.info("taking jobs from RabbitMQ's queue %s", name)
             self._serving_since = time.monotonic()
             async for message in messages:
                 group.create_task(self._one(channel, name, message))
-            raise _Ended(f"queue {name} is no longer served")
+            raise _Ended(f"the connection that served queue {name} is closed")
 
     async def _one(self, channel: AbstractChannel, name: str, message: AbstractIncomingMessage) -> None:
         """Bring one message to its end: acknowledged, dead-lettered, or given back."""
@@ -218,7 +225,12 @@ class _Consumer:
 
 
 class _Ended(Exception):
-    """The broker ended a consumer, as it does when its queue is deleted."""
+    """The broker ended a consumer."""
+
+
+async def _end_when(cancelled: asyncio.Event, name: str) -> None:
+    await cancelled.wait()
+    raise _Ended(f"the broker no longer serves queue {name}; was it deleted?")
 
 
 def _pauses() -> Iterator[float]:
