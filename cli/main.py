@@ -433,6 +433,23 @@ def health(
 
 
 @app.command()
+def sweep(
+    part: Annotated[str, typer.Argument(help="jobs, leftovers, or all.", metavar="[PART]")] = "all",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, change nothing.")] = False,
+) -> None:
+    """Do now what the schedules do: start jobs that nobody started, clear what terminated runs left."""
+    from archiver.errors import SettingsInvalid
+    from cli import sweep as sweeping
+
+    if part not in (*sweeping.PARTS, "all"):
+        raise SettingsInvalid(f"there is no sweep for {part!r}", expected="jobs, leftovers or all", found=repr(part))
+    parts = [part] if part in sweeping.PARTS else list(sweeping.PARTS)
+    said = asyncio.run(sweeping.sweep(options.settings(), parts, dry_run=dry_run, say=options.say))
+    options.out("\n".join(text for text, _ in said.values()), **{name: data for name, (_, data) in said.items()})
+    raise typer.Exit(3 if any(data.get("problems") for _, data in said.values()) else 0)
+
+
+@app.command()
 def demo(
     data_dir: Annotated[Path | None, typer.Option(help="Keep everything here; default: a temporary directory.")] = None,
     megabytes: Annotated[int, typer.Option(min=1, max=10_000, help="About so much data.")] = 200,

@@ -1,4 +1,4 @@
-"""``archiver setup``: namespace, search attributes, buckets and the LTS marker. Idempotent."""
+"""``archiver setup``: namespace, search attributes, schedules of the sweeps, buckets and the LTS marker. Idempotent."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from datetime import timedelta
 
 from temporalio.api.enums.v1 import IndexedValueType
 from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest, ListSearchAttributesRequest
-from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest, RegisterNamespaceRequest
+from temporalio.api.workflowservice.v1 import (
+    DescribeNamespaceRequest,
+    RegisterNamespaceRequest,
+    UpdateNamespaceRequest,
+)
 from temporalio.client import Client
 from temporalio.service import RPCError, RPCStatusCode
 
@@ -18,33 +22,46 @@ from archiver.model import SEARCH_ATTRIBUTES
 from archiver.settings import Settings
 from archiver.storage.lts import FileSystemLts
 from archiver.storage.objects import Bucket
+from cli.schedules import keep_schedules
 
 RETENTION = timedelta(days=30)
 """How long a new namespace keeps the histories of closed workflows."""
+LEAST_RETENTION = timedelta(days=7)
+"""A namespace that keeps them shorter is made to keep them for ``RETENTION``."""
 NAMESPACE_SECONDS = 60
+INDEXED = {
+    "Keyword": IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD,
+    "Int": IndexedValueType.INDEXED_VALUE_TYPE_INT,
+}
+"""Temporal's names of the types in ``SEARCH_ATTRIBUTES``."""
 
 Step = tuple[str, bool]
 """What was looked at, and whether it had to be made."""
 
 
-async def set_up(settings: Settings, *, dry_run: bool, say: Callable[[str], None]) -> int:
-    """Make what is missing; returns how many things were (or, dry, would be) made. May be repeated."""
+async def set_up(settings: Settings, *, dry_run: bool, say: Callable[[str], None], marker: bool = True) -> int:
+    """Make what is missing; returns how many things were (or, dry, would be) made. May be repeated.
+
+    Without ``marker`` the LTS is left alone: one that lost its mount also has none.
+    """
     made = 0
     client = await connect(settings, see_namespace=False)
     with answering():
-        steps = [await _namespace(client, dry_run), *await _search_attributes(client, dry_run)]
-    steps += await asyncio.to_thread(lambda: list(_stores(settings, dry_run)))
+        steps = [*await _namespace(client, dry_run), *await _search_attributes(client, dry_run)]
+        steps += await keep_schedules(client, settings.sweep, dry_run=dry_run)
+    steps += await asyncio.to_thread(lambda: list(_stores(settings, dry_run, marker)))
     for what, missing in steps:
         made += missing
         say(f"{('would make' if dry_run else 'made') if missing else 'there':<10} {what}")
     return made
 
 
-async def _namespace(client: Client, dry_run: bool) -> Step:
+async def _namespace(client: Client, dry_run: bool) -> list[Step]:
     what = f"Temporal namespace {client.namespace}"
     try:
-        await client.workflow_service.describe_namespace(DescribeNamespaceRequest(namespace=client.namespace))
-        return what, False
+        there = await client.workflow_service.describe_namespace(DescribeNamespaceRequest(namespace=client.namespace))
+        short = there.config.workflow_execution_retention_ttl.ToTimedelta() < LEAST_RETENTION
+        return [(what, False), *(await _retention(client, dry_run) if short else ())]
     except RPCError as error:
         if error.status != RPCStatusCode.NOT_FOUND:
             raise
@@ -52,14 +69,22 @@ async def _namespace(client: Client, dry_run: bool) -> Step:
         request = RegisterNamespaceRequest(namespace=client.namespace)
         request.workflow_execution_retention_period.FromTimedelta(RETENTION)
         await client.workflow_service.register_namespace(request)
-    return what, True
+    return [(what, True)]
+
+
+async def _retention(client: Client, dry_run: bool) -> list[Step]:
+    """Keep histories longer; where only the provider may change that (Temporal Cloud), ``doctor`` tells of it."""
+    request = UpdateNamespaceRequest(namespace=client.namespace)
+    request.config.workflow_execution_retention_ttl.FromTimedelta(RETENTION)
+    if not dry_run:
+        try:
+            await client.workflow_service.update_namespace(request)
+        except RPCError:
+            return []
+    return [(f"{RETENTION.days} days of histories in Temporal namespace {client.namespace}", True)]
 
 
 async def _search_attributes(client: Client, dry_run: bool) -> list[Step]:
-    kinds = {
-        "Keyword": IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD,
-        "Int": IndexedValueType.INDEXED_VALUE_TYPE_INT,
-    }
     there: dict[str, IndexedValueType.ValueType] = {}
     # A new namespace is not known everywhere at once.
     for attempt in range(NAMESPACE_SECONDS):
@@ -76,7 +101,7 @@ async def _search_attributes(client: Client, dry_run: bool) -> list[Step]:
                 raise
             await asyncio.sleep(1)
     for name, kind in SEARCH_ATTRIBUTES.items():
-        if name in there and there[name] != kinds[kind]:
+        if name in there and there[name] != INDEXED[kind]:
             raise OwnFault(
                 f"Temporal search attribute {name} has another type",
                 expected=kind,
@@ -88,13 +113,13 @@ async def _search_attributes(client: Client, dry_run: bool) -> list[Step]:
         await client.operator_service.add_search_attributes(
             AddSearchAttributesRequest(
                 namespace=client.namespace,
-                search_attributes={name: kinds[SEARCH_ATTRIBUTES[name]] for name in missing},
+                search_attributes={name: INDEXED[SEARCH_ATTRIBUTES[name]] for name in missing},
             )
         )
     return [(f"search attribute {name}", name in missing) for name in SEARCH_ATTRIBUTES]
 
 
-def _stores(settings: Settings, dry_run: bool) -> Iterator[Step]:
+def _stores(settings: Settings, dry_run: bool, marker: bool) -> Iterator[Step]:
     buckets = [
         Bucket(settings.staging.bucket, settings.s3, StagingFault),
         Bucket(settings.retrieval.bucket, settings.s3, StagingFault),
@@ -106,5 +131,7 @@ def _stores(settings: Settings, dry_run: bool) -> Iterator[Step]:
             buckets.append(Bucket(name, settings.landing.s3 or settings.s3, SourceFault))
     for bucket in buckets:
         yield f"bucket {bucket.name}", bucket.ensure(dry_run=dry_run)
+    if not marker:
+        return
     lts = FileSystemLts(settings.lts)
     yield f"marker of LTS {settings.lts.identity!r} in {settings.lts.root}", lts.setup(dry_run=dry_run)
