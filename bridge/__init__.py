@@ -1,1 +1,1 @@
-"""SciCat's jobs in, Temporal workflow starts out: over HTTP (``app``), each by way of ``intake``."""
+"""SciCat's jobs in, Temporal workflow starts out: over HTTP (``app``) and RabbitMQ (``rabbitmq``), each by way of ``intake``."""

@@ -37,6 +37,7 @@ from bridge.body import PostedJob, read_job_id
 from bridge.health import Health
 from bridge.intake import Intake
 from bridge.problems import BadRequest, problem
+from bridge.rabbitmq import consume, require_client
 from bridge.requests import RequestIds, request_id
 from bridge.temporal import Connection
 
@@ -51,8 +52,13 @@ class JobTaken(BaseModel):
 
 
 def create_app(settings: Settings) -> FastAPI:
-    """The ASGI application. Raises ``SettingsInvalid`` if it has no credentials of its own."""
+    """The ASGI application. Raises ``SettingsInvalid`` if it has no credentials of its own.
+
+    Where ``rabbitmq.url`` is set it takes jobs from there too, as long as it serves.
+    """
     guard, bridge = Guard(settings.bridge), settings.bridge
+    if settings.rabbitmq.url is not None:
+        require_client()
     temporal = Connection(settings)
 
     @asynccontextmanager
@@ -60,9 +66,13 @@ def create_app(settings: Settings) -> FastAPI:
         async with SciCat(settings.scicat) as scicat:
             app.state.intake = Intake(settings, scicat, temporal)
             app.state.health = Health(temporal, scicat)
-            warming = asyncio.create_task(_warm_up(temporal, scicat))
+            beside = [asyncio.create_task(_warm_up(temporal, scicat))]
+            if settings.rabbitmq.url is not None:
+                beside.append(asyncio.create_task(consume(settings, app.state.intake.take)))
             yield
-            warming.cancel()
+            for task in beside:
+                task.cancel()
+            await asyncio.gather(*beside, return_exceptions=True)
 
     app = FastAPI(
         title="SciCat archiver: bridge",

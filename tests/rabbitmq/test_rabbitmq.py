@@ -12,12 +12,14 @@ from uuid import uuid4
 
 import aio_pika
 import pytest
+from pydantic import SecretStr
 from temporalio.service import RPCError, RPCStatusCode
 
 from archiver.catalogue.client import SciCat
 from archiver.errors import CatalogueFault, OwnFault, SettingsInvalid
 from archiver.pids import workflow_id
-from archiver.settings import Settings
+from archiver.settings import BridgeSettings, Settings
+from bridge.app import create_app
 from bridge.intake import Intake
 from bridge.rabbitmq import consume, job_id_of
 from bridge.temporal import Connection
@@ -74,6 +76,18 @@ async def test_a_job_in_either_shape_starts_its_workflow(
         await broker.publish(queue if version == "v4" else f"{queue}.old", document)
         await started(system, job_id)
     assert await broker.ready(queue) == await broker.ready(f"{queue}.old") == 0
+
+
+async def test_the_bridge_takes_jobs_from_there_while_it_serves(broker: Broker, system: System, queue: str) -> None:
+    job_id = await system.job(await system.dataset(FILES))
+    await broker.publish(queue, {"id": job_id})
+    credentials = system.settings.bridge.model_copy(update={"token": SecretStr("t" * 32)})
+    settings = broker.settings(system.settings, queue).model_copy(update={"bridge": credentials})
+    app = create_app(settings)
+    async with app.router.lifespan_context(app):
+        await started(system, job_id)
+    await broker.publish(queue, {"id": job_id})
+    assert await broker.ready(queue) == 1, "nobody takes it any more"
 
 
 async def test_only_the_id_of_a_message_is_believed(broker: Broker, system: System, intake: Intake, queue: str) -> None:
@@ -321,6 +335,8 @@ async def test_without_the_extra_it_is_said_how_to_install_it(monkeypatch: pytes
     settings = Settings.model_validate({"rabbitmq": {"url": "amqp://localhost/"}})
     with pytest.raises(SettingsInvalid) as refused:
         await consume(settings, no_take)
+    with pytest.raises(SettingsInvalid, match="not installed"):
+        create_app(settings.model_copy(update={"bridge": BridgeSettings(token=SecretStr("t" * 32))}))
     lines = refused.value.lines().splitlines()
     assert [line.split()[0] for line in lines] == ["error", "expected", "found", "next"]
     assert "pip install 'scicat-archiver[rabbitmq]'" in lines[-1]
