@@ -22,13 +22,14 @@ from benchmarks.bench import Bench
 from benchmarks.compared import compared
 from benchmarks.memory import memory
 from benchmarks.orchestrated import hundred, tiny
+from benchmarks.sweep import sweep
 from benchmarks.system import System
 from benchmarks.verified import verified
 from benchmarks.workloads import DETECTOR, RANDOM, SMALL_FILES
 from cli.programs import ROOT
 from cli.servers import forget_callers_settings
 
-PARTS = ("detector", "random", "small-files", "verify", "tiny", "hundred", "memory")
+PARTS = ("detector", "random", "small-files", "verify", "tiny", "hundred", "memory", "sweep")
 
 
 def main() -> int:
@@ -86,6 +87,9 @@ async def measure(folder: Path, given: argparse.Namespace) -> list[table.Row]:
             rows += await hundred(bench, 20 if given.small else 100, given.rounds)
         if "memory" in given.only:
             rows += await memory(bench, small=given.small, large=given.large)
+        if "sweep" in given.only:
+            # The last: what it starts would be run by the workers of another part.
+            rows += await sweep(bench, 500 if given.small else 10_000)
     return rows
 
 

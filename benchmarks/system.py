@@ -55,6 +55,10 @@ class System:
         self.info: dict[str, Any] = devdir.addresses(folder, state, scicat_url="", scicat_user="", scicat_password="")
         Path(self.info["lts_root"]).mkdir()
         devdir.write_settings(folder, self.info, datablock_bytes=0)
+        # No sweep of the minute falls into a measurement.
+        quiet = tomllib.loads((folder / devdir.CONFIG).read_text())
+        quiet["sweep"] = {"every_seconds": 0, "leftovers_every_seconds": 0}
+        devdir.write_private(folder / devdir.CONFIG, tomli_w.dumps(quiet).encode())
         self._server(
             "Temporal",
             servers.temporal_dev_server(folder, port=state.ports["temporal"], ui_port=state.ports["ui"]),
