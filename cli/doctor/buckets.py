@@ -22,15 +22,16 @@ from cli.doctor.ground import Ground, now
 
 OLD = timedelta(days=1)
 BUCKETS = ("staging", "retrieval")
-STRANGE_KEYS = ("InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "ExpiredToken", "RequestTimeTooSkewed")
-"""Error codes that are of the account itself, and not of what it may do."""
+KNOWN = ("AccessDenied", "AllAccessDisabled", "MethodNotAllowed", "NotImplemented", "403")
+"""What servers say to an account that they know and that may not list buckets; all else is of the account itself."""
 
 
 async def server(ground: Ground) -> Finding:
     s3 = ground.settings.s3
     url = str(s3.endpoint) if s3.endpoint else f"https://s3.{s3.region}.amazonaws.com/"
     try:
-        async with httpx.AsyncClient(timeout=ground.seconds / 2, trust_env=False) as http:
+        tls = url.startswith("https:")
+        async with httpx.AsyncClient(timeout=ground.seconds / 2, trust_env=False, verify=tls) as http:
             answer = await ask(http, url, ground, "s3")
     except httpx.HTTPError as error:
         return fail(f"{url}: {type(error).__name__} {error}"[:300])
@@ -45,7 +46,7 @@ async def account(ground: Ground) -> Finding:
     try:
         await in_thread(bucket.boto.list_buckets)
     except ClientError as error:
-        if (code := _code(error)) in STRANGE_KEYS:
+        if (code := _code(error)) not in KNOWN:
             return fail(code)
     except BotoCoreError as error:
         return fail(str(error)[:300], "set s3.access_key and s3.secret_key")
@@ -71,7 +72,7 @@ async def listing(which: str, ground: Ground) -> Finding:
         except BotoCoreError as error:
             return fail(f"{bucket.name}: {error}"[:300])
         removed = 0 if which == "landing" else _remove_dead(bucket, which, ground)
-        return ok(bucket.name + (f" ({removed} things of a killed doctor removed)" if removed else ""))
+        return ok(bucket.name + (f" ({removed} left by a killed doctor removed)" if removed else ""))
 
     return await in_thread(work)
 

@@ -61,14 +61,15 @@ class Check:
     name: str
     tries: str
     remedy: str
-    run: Callable[[Ground], Awaitable[Finding | None]]
-    """None: this system does not need it, and there is no line."""
+    run: Callable[[Ground], Awaitable[Finding]]
     needs: tuple[str, ...] = ()
     """Checks without whose success this one would only repeat their failure."""
     after: tuple[str, ...] = ()
     """Checks whose finding it uses, whatever that is."""
     patience: float = 1.0
     """How many times the usual limit it may take."""
+    wanted: Callable[[Ground], bool] = lambda ground: True
+    """Whether this system needs it; without, there is no line."""
 
 
 @dataclass(frozen=True)
@@ -93,24 +94,24 @@ class Result:
 
 async def look(checks: Sequence[Check], ground: Ground, seconds: float) -> list[Result]:
     """Run them; results in their order. Nothing that a check raises ends another."""
-    tasks: dict[str, asyncio.Task[Result | None]] = {}
+    tasks: dict[str, asyncio.Task[Result]] = {}
 
-    async def one(check: Check) -> Result | None:
+    async def one(check: Check) -> Result:
         for name in (*check.after, *check.needs):
-            needed = await tasks[name]
-            if name in check.needs and needed is not None and not needed.stands:
+            other = await tasks[name]
+            if name in check.needs and not other.stands:
                 return Result(check, not_checked(f"needs: {name}"))
         began = time.monotonic()
         finding = await _within(check, ground, seconds)
-        return None if finding is None else Result(check, finding, time.monotonic() - began)
+        return Result(check, finding, time.monotonic() - began)
 
     for check in checks:
-        tasks[check.name] = asyncio.create_task(one(check))
-    results = await asyncio.gather(*tasks.values())
-    return [result for result in results if result is not None]
+        if check.wanted(ground):
+            tasks[check.name] = asyncio.create_task(one(check))
+    return list(await asyncio.gather(*tasks.values()))
 
 
-async def _within(check: Check, ground: Ground, seconds: float) -> Finding | None:
+async def _within(check: Check, ground: Ground, seconds: float) -> Finding:
     try:
         return await asyncio.wait_for(check.run(ground), seconds * check.patience)
     except TimeoutError:

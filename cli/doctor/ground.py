@@ -15,7 +15,6 @@ from pathlib import Path
 from temporalio.api.workflowservice.v1 import DescribeNamespaceResponse
 from temporalio.client import Client
 
-from archiver.catalogue.client import SciCat
 from archiver.catalogue.session import Session
 from archiver.errors import SourceFault, StagingFault
 from archiver.settings import Settings
@@ -38,7 +37,7 @@ class Clock:
 
 @dataclass
 class Ground:
-    """One run. ``close`` removes what it still has."""
+    """One run."""
 
     settings: Settings
     dataset: str | None = None
@@ -47,7 +46,6 @@ class Ground:
     client: Client | None = None
     namespace: DescribeNamespaceResponse | None = None
     session: Session | None = None
-    scicat: SciCat | None = None
     groups: frozenset[str] = frozenset()
     """Of our account in SciCat."""
     reads_all: bool = False
@@ -100,11 +98,9 @@ class Ground:
         return ended or age_seconds > DEAD_SECONDS
 
     async def close(self) -> None:
-        """Connections, and the directory on the LTS."""
+        """The connections to SciCat."""
         if self.session is not None:
             await self.session.close()
-        if self.scicat is not None:
-            await self.scicat.__aexit__(None, None, None)
 
     def sweep_scratch(self) -> None:
         """Remove the run's directory on the LTS. In a thread: a mount may hang."""

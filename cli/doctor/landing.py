@@ -45,10 +45,8 @@ async def root(ground: Ground) -> Finding:
     return await in_thread(work)
 
 
-async def deleting(ground: Ground) -> Finding | None:
-    """Only where sources are to be removed at all; in a bucket without versions, where a delete of nothing does nothing."""
-    if not ground.settings.landing.delete_after_archive:
-        return None
+async def deleting(ground: Ground) -> Finding:
+    """Only in a bucket without versions, where a delete of nothing does nothing."""
     if not ground.landing_bucket:
         return not_checked(
             "a directory: only a real removal would tell", "see that the worker of the queue delete may write"
@@ -70,16 +68,16 @@ async def deleting(ground: Ground) -> Finding | None:
     return await in_thread(work)
 
 
-async def dataset(ground: Ground) -> Finding | None:
+async def dataset(ground: Ground) -> Finding:
     """All its files listed, of the catalogue's sizes, and the first byte of one read: that is a right of its own."""
-    pid, scicat = ground.dataset, ground.scicat
-    if pid is None:
-        return None
-    assert isinstance(scicat, SciCat)  # noqa: S101
-    record = await scicat.dataset(pid)
-    if record is None:
-        return fail(f"SciCat knows no dataset {pid}", "check the pid")
-    wanted = {file.path: file.size async for block in scicat.origdatablocks(pid) for file in block.catalogue_files(pid)}
+    pid = ground.dataset
+    assert pid is not None  # noqa: S101
+    async with SciCat(ground.settings.scicat) as scicat:
+        record = await scicat.dataset(pid)
+        if record is None:
+            return fail(f"SciCat knows no dataset {pid}", "check the pid")
+        blocks = scicat.origdatablocks(pid)
+        wanted = {file.path: file.size async for block in blocks for file in block.catalogue_files(pid)}
     if not wanted:
         return fail(f"SciCat lists no files of {pid}", "see whether its ingest is finished")
     known = {
@@ -130,6 +128,7 @@ CHECKS = (
         "give our S3 account s3:DeleteObject on the landing bucket, or set landing.delete_after_archive to false",
         deleting,
         ("landing list",),
+        wanted=lambda ground: ground.settings.landing.delete_after_archive,
     ),
     Check(
         "landing dataset",
@@ -138,5 +137,6 @@ CHECKS = (
         dataset,
         ("landing list", "scicat login"),
         patience=60,
+        wanted=lambda ground: ground.dataset is not None,
     ),
 )

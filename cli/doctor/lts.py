@@ -24,7 +24,7 @@ from archiver.storage.lts import OWN, FileSystemLts
 from cli.doctor.check import Check, Finding, fail, in_thread, not_checked, ok, warn
 from cli.doctor.ground import Ground
 
-SLOW_FSYNC_SECONDS = 5.0
+SLOW_FSYNC_SECONDS = 30.0
 OLD_SECONDS = 86400.0
 SAMPLE_BYTES = 3 * 2**20 + 17
 """Neither a multiple of a buffer nor of a block."""
@@ -62,7 +62,7 @@ async def write(ground: Ground) -> Finding:
         if path.read_bytes() != b"archiver doctor":
             return fail("what was written was not read back", "see the health of the LTS")
         path.unlink()
-        return ok(f"below {home}" + (f" ({removed} things of a killed doctor removed)" if removed else ""))
+        return ok(f"below {home}" + (f" ({removed} left by a killed doctor removed)" if removed else ""))
 
     words = {
         errno.EROFS: "mount the LTS read-write",

@@ -37,6 +37,8 @@ POLL_SECONDS = 75.0
 """Who polls does so anew at least once a minute; Temporal lists a poller for five minutes."""
 CLOCK_QUEUE = "archiver-doctor"
 """Polled for a moment, because Temporal tells its time nowhere else; nothing is ever put on it."""
+LONG_POLL = timedelta(seconds=60)
+"""As workers poll: Temporal answers a shorter one at once, and does not note it. It is cancelled when it was noted."""
 CLOSED = (RPCStatusCode.PERMISSION_DENIED, RPCStatusCode.UNAUTHENTICATED)
 QUEUES = ("workflows", "catalogue", "pack", *LTS_QUEUES)
 
@@ -138,9 +140,7 @@ async def clock(ground: Ground) -> Finding:
     request = PollActivityTaskQueueRequest(
         namespace=client.namespace, task_queue=TaskQueue(name=CLOCK_QUEUE), identity=ground.run
     )
-    poll = asyncio.create_task(
-        client.workflow_service.poll_activity_task_queue(request, timeout=timedelta(seconds=ground.seconds))
-    )
+    poll = asyncio.create_task(client.workflow_service.poll_activity_task_queue(request, timeout=LONG_POLL))
     try:
         while not poll.done():
             await asyncio.sleep(0.05)

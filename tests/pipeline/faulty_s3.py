@@ -9,8 +9,10 @@ import re
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from email.utils import formatdate
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
@@ -34,6 +36,8 @@ class S3Fault:
     """The connection is reset in the middle of the answer (of a GET) or instead of it."""
     flip: bool = False
     """One bit of the body is another; its length and all headers are as they were."""
+    late: float = 0
+    """The answer's Date is so many seconds ahead."""
     before: Callable[[], None] | None = None
     """Called before the request is passed on."""
     befell: int = 0
@@ -77,9 +81,13 @@ class FaultyS3:
                     self._answer(answer.status, answer.getheaders(), data, send=len(data) // 2)
                     self._reset()
                     return
-                self._answer(answer.status, answer.getheaders(), data)
+                headers = answer.getheaders()
+                if fault is not None and fault.late:
+                    headers = [(name, value) for name, value in headers if name.lower() != "date"]
+                    headers.append(("Date", formatdate(time.time() + fault.late, usegmt=True)))
+                self._answer(answer.status, headers, data)
 
-            do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _pass
+            do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = do_PATCH = _pass
 
             def _answer(
                 self, status: int, headers: list[tuple[str, str]], data: bytes, *, send: int | None = None

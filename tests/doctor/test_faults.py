@@ -1,0 +1,424 @@
+"""Each deliberate fault: the doctor names exactly that one, with what mends it, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from temporalio.api.workflowservice.v1 import UpdateNamespaceRequest
+
+from activities.connection import connect
+from archiver.catalogue.standin.app import Account, Fault
+from archiver.settings import LtsSettings
+from archiver.storage.lts import MARKER, FileSystemLts
+from cli.doctor import CHECKS, mend
+from cli.doctor import lts as on_lts
+from cli.doctor.check import Outcome, look
+from cli.doctor.ground import Ground
+from cli.servers import free_port
+from cli.setup import set_up
+from tests.doctor.conftest import Catalogue
+from tests.doctor.ward import NEVER, Ward, everybody, polling, populate
+from tests.pipeline.faulty_s3 import EVER, FaultyS3, S3Fault
+from tests.pipeline.system import PASSWORD, USER
+from tests.storage.conftest import run
+
+FAIL, WARN = Outcome.FAIL, Outcome.WARN
+
+
+async def test_a_healthy_system_has_no_failure_and_no_warning(ward: Ward) -> None:
+    seen = await ward.look(dataset=ward.pid)
+    assert seen.problems == set(), seen.results
+    assert seen.named(Outcome.NOT_CHECKED) == NEVER
+    assert len(seen.named(Outcome.OK)) > 40
+
+
+NOBODY = f"127.0.0.1:{free_port()}"
+
+
+@pytest.mark.parametrize(
+    ("tables", "name", "outcome", "remedy"),
+    [
+        ({"scicat": {"password": "wrong"}}, "scicat login", FAIL, "check scicat.username and scicat.password"),
+        ({"scicat": {"url": f"http://{NOBODY}"}}, "scicat server", FAIL, "start SciCat, or correct scicat.url"),
+        ({"s3": {"endpoint": f"http://{NOBODY}"}}, "s3 server", FAIL, "start the S3 server, or correct s3.endpoint"),
+        ({"s3": {"secret_key": "wrong"}}, "s3 account", FAIL, "correct s3.access_key and s3.secret_key"),
+        ({"s3": {"access_key": "stranger"}}, "s3 account", FAIL, "correct s3.access_key and s3.secret_key"),
+        ({"staging": {"bucket": "nonesuch"}}, "staging list", FAIL, "archiver setup  makes it"),
+        ({"retrieval": {"bucket": "nonesuch"}}, "retrieval list", FAIL, "archiver setup  makes it"),
+        ({"landing": {"url_template": "s3://nonesuch/{pid}/"}}, "landing list", FAIL, "archiver setup  makes it"),
+        ({"landing": {"url_template": "file:///nonesuch/{pid}"}}, "landing list", FAIL, "correct landing.url_template"),
+        (
+            {"temporal": {"config_file": None, "address": NOBODY}},
+            "temporal server",
+            FAIL,
+            "start it, or set TEMPORAL_ADDRESS",
+        ),
+        ({"doctor": {"dev": False}}, "temporal authorization", FAIL, "give Temporal TLS and an authorizer"),
+        ({"lts": {"identity": "another"}}, "lts marker", FAIL, "mount the LTS"),
+        ({"lts": {"root": "/nonesuch"}}, "lts marker", FAIL, "mount the LTS there, or correct lts.root"),
+        ({"lts": {"reserve": "9000TiB"}}, "lts space", FAIL, "lower lts.reserve"),
+        ({"lts": {"reserve": "99.99%"}}, "lts space", FAIL, "free space on the LTS, or lower lts.reserve"),
+        ({"datablock": {"target_bytes": "9000TiB"}}, "lts space", WARN, "free space on the LTS, or lower lts.reserve"),
+    ],
+    ids=lambda value: value if isinstance(value, str) and " " in value else "",
+)
+async def test_one_wrong_setting_is_named(
+    ward: Ward, tables: dict[str, Mapping[str, Any]], name: str, outcome: Outcome, remedy: str
+) -> None:
+    (await ward.look(**tables)).only(name, outcome, remedy)
+
+
+# --- Temporal -----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_namespace_that_does_not_exist_is_named(ward: Ward) -> None:
+    seen = await ward.look(temporal=ward.elsewhere("nonesuch"))
+    seen.only("temporal namespace", FAIL, "archiver setup", "nonesuch does not exist")
+
+
+@pytest.fixture(scope="module")
+async def namespaces(ward: Ward) -> None:
+    """Two of them, prepared as setup prepares them, for pollers that are not the dev system's."""
+    made = [ward.settings(temporal=ward.elsewhere(name)) for name in ("lonely", "crowded")]
+    await asyncio.gather(*(set_up(settings, dry_run=False, say=lambda _: None, marker=False) for settings in made))
+
+
+@pytest.mark.parametrize(
+    ("queue", "remedy"), [("pack", "--queues pack"), ("lts-copy", "--queues lts, once and nowhere else")]
+)
+async def test_a_queue_that_nobody_polls_is_named(ward: Ward, namespaces: None, queue: str, remedy: str) -> None:
+    temporal = ward.elsewhere("lonely" if queue == "pack" else "crowded-not")
+    if queue != "pack":
+        await set_up(ward.settings(temporal=temporal), dry_run=False, say=lambda _: None, marker=False)
+    client = await connect(ward.settings(temporal=temporal))
+    async with polling(client, *everybody(but=queue)):
+        (await ward.look(temporal=temporal)).only(f"pollers {queue}", FAIL, remedy, "nobody polls")
+
+
+async def test_p12_two_processes_on_one_lts_queue_are_named_and_two_packers_are_well(
+    ward: Ward, namespaces: None
+) -> None:
+    temporal = ward.elsewhere("crowded")
+    client = await connect(ward.settings(temporal=temporal))
+    second = [("lts-copy", "other:2:lts"), ("pack", "other:2:pack")]
+    async with polling(client, *everybody(), *second):
+        seen = await ward.look(temporal=temporal)
+    seen.only("pollers lts-copy", FAIL, "stop all but one", "2 processes poll archiver-lts-copy, exactly 1 may")
+    assert "other:2:lts" in seen["pollers lts-copy"].finding.found
+
+
+async def test_a_missing_search_attribute_is_named_and_fix_makes_it(
+    ward: Ward, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporal = ward.elsewhere("poor")
+    settings = ward.settings(temporal=temporal)
+    with monkeypatch.context() as patched:
+        patched.delitem(__import__("cli.setup").setup.SEARCH_ATTRIBUTES, "Stage")
+        await set_up(settings, dry_run=False, say=lambda _: None, marker=False)
+    client = await connect(settings)
+    async with polling(client, *everybody()):
+        seen = await ward.look(temporal=temporal)
+        seen.only("temporal search attributes", FAIL, "archiver doctor --fix", "missing: Stage")
+        mended = await ward.cli("doctor", "--fix", temporal=temporal)
+    assert mended.returncode == 0, mended.stdout
+    assert "made       search attribute Stage" in mended.stderr
+    assert "ok           temporal search attributes" in mended.stdout
+
+
+async def test_a_retention_that_is_short_is_named_and_fix_lengthens_it(ward: Ward, namespaces: None) -> None:
+    temporal = ward.elsewhere("forgetful")
+    settings = ward.settings(temporal=temporal)
+    await set_up(settings, dry_run=False, say=lambda _: None, marker=False)
+    client = await connect(settings)
+    request = UpdateNamespaceRequest(namespace="forgetful")
+    request.config.workflow_execution_retention_ttl.FromTimedelta(timedelta(days=1))
+    await client.workflow_service.update_namespace(request)
+    async with polling(client, *everybody()):
+        (await ward.look(temporal=temporal)).only("temporal retention", WARN, "archiver doctor --fix", "kept 1 days")
+        await mend(settings, lambda _: None)
+        assert (await ward.look(temporal=temporal)).problems == set()
+
+
+# --- SciCat -------------------------------------------------------------------------------------------------------------
+
+RIGHTS = {
+    "scicat update lifecycle": ("PATCH", "/datasetlifecycle$", "UPDATE_DATASET_LIFECYCLE_GROUPS"),
+    "scicat update dataset": ("PATCH", "/datasets/archiver-doctor/[^/]*$", "ADMIN_GROUPS"),
+    "scicat create datablock": ("POST", "/datablocks$", "CREATE_DATASET_PRIVILEGED_GROUPS"),
+    "scicat update job": ("PATCH", "/jobs/", "UPDATE_JOB_PRIVILEGED_GROUPS"),
+    "scicat create job": ("POST", "/jobs$", "CREATE_JOB_PRIVILEGED_GROUPS"),
+    "scicat read origdatablocks": ("GET", "/origdatablocks/count$", "ADMIN_GROUPS"),
+    "scicat read datablocks": ("GET", "/datasets/.*/datablocks/count$", "ADMIN_GROUPS"),
+}
+
+
+@pytest.mark.parametrize("name", RIGHTS)
+async def test_a_right_that_the_account_lacks_is_named(ward: Ward, catalogue: Catalogue, name: str) -> None:
+    server = catalogue()
+    populate(server, (USER, PASSWORD))
+    method, path, remedy = RIGHTS[name]
+    server.standin.faults.append(Fault(method, path, times=100, status=403, body={"message": "Forbidden resource"}))
+    before = len(server.standin.log)
+    seen = await ward.look(scicat={"url": server.url, "username": USER, "password": PASSWORD})
+    seen.only(name, WARN if name == "scicat create job" else FAIL, remedy, "403")
+    wrote = [
+        (method, path, status)
+        for method, path, status in server.standin.log[before:]
+        if method != "GET" and status < 300
+    ]
+    assert [path for _, path, _ in wrote if not path.endswith("/login")] == []
+    assert "DELETE" not in {method for method, _, _ in server.standin.log[before:]}
+
+
+async def test_the_classic_role_archivemanager_is_told_what_it_lacks(ward: Ward, catalogue: Catalogue) -> None:
+    server = catalogue(Account("archiveManager", PASSWORD, archivemanager=True))
+    populate(server, (USER, PASSWORD))
+    seen = await ward.look(scicat={"url": server.url, "username": "archiveManager", "password": PASSWORD})
+    assert seen.named(FAIL) == {"scicat read origdatablocks", "scicat create datablock", "scicat update dataset"}
+    # What it may do is not proved for every group, and so is never green.
+    assert {"scicat update lifecycle", "scicat update job"} <= seen.named(Outcome.NOT_CHECKED)
+
+
+async def test_rights_over_all_groups_are_not_green_where_there_is_nothing_to_try_them_on(
+    ward: Ward, catalogue: Catalogue
+) -> None:
+    server = catalogue()
+    seen = await ward.look(scicat={"url": server.url, "username": USER, "password": PASSWORD})
+    assert seen.problems == set()
+    assert set(RIGHTS) <= seen.named(Outcome.NOT_CHECKED)
+
+
+async def test_jobs_that_nobody_took_are_told(ward: Ward, catalogue: Catalogue) -> None:
+    server = catalogue()
+    populate(server, (USER, PASSWORD))
+    old = {
+        "id": "j",
+        "_id": "j",
+        "type": "archive",
+        "statusCode": "jobSubmitted",
+        "createdAt": "2026-01-01T00:00:00.000Z",
+    }
+    server.standin.store.insert("jobs", "j", {**old, "createdBy": USER, "jobParams": {}})
+    seen = await ward.look(scicat={"url": server.url, "username": USER, "password": PASSWORD})
+    seen.only("scicat jobs", WARN, "archiver sweep", "1 jobs were submitted more than 10 min ago")
+
+
+# --- clocks -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("late", "outcome"), [(3600, FAIL), (-3600, FAIL), (20, WARN)])
+@pytest.mark.parametrize("server", ["s3", "scicat"])
+async def test_a_clock_that_is_wrong_is_named(
+    ward: Ward, s3_proxy: FaultyS3, scicat_proxy: FaultyS3, server: str, late: int, outcome: Outcome
+) -> None:
+    proxy, tables = (
+        (s3_proxy, {"s3": {"endpoint": s3_proxy.url}})
+        if server == "s3"
+        else (scicat_proxy, {"scicat": {"url": scicat_proxy.url}})
+    )
+    proxy.faults.append(S3Fault("GET", "", times=EVER, late=late))
+    (await ward.look(**tables)).only(f"{server} clock", outcome, "let NTP set the clocks of both machines")
+
+
+# --- buckets ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "pattern", "name", "right"),
+    [
+        ("GET", r"/staging\?list-type", "staging list", "s3:ListBucket"),
+        ("DELETE", r"/staging/[^?]*$", "staging delete", "s3:DeleteObject"),
+        ("POST", r"/staging\?delete", "staging delete", "s3:DeleteObject"),
+        ("PUT", r"/staging/[^?]*$", "staging put", "s3:PutObject"),
+        ("GET", r"/staging/[^?]*/get", "staging get", "s3:GetObject"),
+        ("POST", r"/staging/.*\?uploads", "staging multipart", "s3:PutObject"),
+        ("PUT", r"/staging/.*partNumber=", "staging multipart", "s3:PutObject"),
+        ("DELETE", r"/staging/.*uploadId=", "staging multipart", "s3:AbortMultipartUpload"),
+        ("GET", r"/staging\?.*uploads.*prefix=(&|$)", "staging leftover uploads", ""),
+        ("DELETE", r"/retrieval/[^?]*(x-id=DeleteObject)?$", "retrieval delete", "s3:DeleteObject"),
+    ],
+)
+async def test_a_right_that_our_s3_account_lacks_is_named(
+    ward: Ward, s3_proxy: FaultyS3, method: str, pattern: str, name: str, right: str
+) -> None:
+    s3_proxy.faults.append(S3Fault(method, pattern, times=EVER, status=403, message="AccessDenied"))
+    seen = await ward.look(s3={"endpoint": s3_proxy.url})
+    seen.only(name, FAIL, right)
+    if name.endswith("delete"):
+        # What could not be removed was not put.
+        which = name.split()[0]
+        assert seen[f"{which} put"].finding.outcome == Outcome.NOT_CHECKED
+
+
+async def test_an_upload_that_was_left_over_is_told(ward: Ward) -> None:
+    upload = ward.s3.create_multipart_upload(Bucket="staging", Key="datasets/a/b/1.tar.gz")["UploadId"]
+    try:
+        (folder,) = (ward.dev.data / "s3" / "staging").rglob(upload)
+        os.utime(folder, (time.time() - 3 * 86400,) * 2)
+        seen = await ward.look()
+    finally:
+        ward.s3.abort_multipart_upload(Bucket="staging", Key="datasets/a/b/1.tar.gz", UploadId=upload)
+    seen.only("staging leftover uploads", WARN, "archiver sweep", "1 uploads older than a day")
+
+
+# --- landing zone -------------------------------------------------------------------------------------------------------
+
+
+async def test_a_landing_directory_that_is_empty_is_told(ward: Ward, tmp_path: Path) -> None:
+    (tmp_path / "landing").mkdir()
+    seen = await ward.look(landing={"url_template": f"file://{tmp_path}/landing/{{pid}}"})
+    seen.only("landing list", WARN, "mount the landing zone", "is empty")
+
+
+async def test_a_dataset_whose_files_are_not_all_there_is_told(ward: Ward) -> None:
+    info = ward.dev.info
+    found = ward.s3.get_object(Bucket=info["buckets"]["landing"], Key=f"{ward.pid}/raw/b c.h5")["Body"].read()
+    ward.s3.delete_object(Bucket=info["buckets"]["landing"], Key=f"{ward.pid}/raw/b c.h5")
+    try:
+        seen = await ward.look(dataset=ward.pid)
+    finally:
+        ward.s3.put_object(Bucket=info["buckets"]["landing"], Key=f"{ward.pid}/raw/b c.h5", Body=found)
+    seen.only("landing dataset", FAIL, "landing.url_template", "1 of 2 files are not in s3://landing/")
+    assert "'raw/b c.h5'" in seen["landing dataset"].finding.found
+
+
+async def test_a_dataset_that_scicat_does_not_know_is_told(ward: Ward) -> None:
+    seen = await ward.look(dataset="no/such")
+    assert seen.named(FAIL) == {"landing dataset", "scicat read origdatablocks"}
+    assert seen["landing dataset"].remedy == "check the pid"
+
+
+# --- LTS ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def memory(tmp_path: Path) -> Iterator[Path]:
+    """A tmpfs of 32 MiB, set up as an LTS."""
+    root = tmp_path / "memory"
+    root.mkdir()
+    run("mount", "-t", "tmpfs", "-o", "size=32m", "none", str(root))
+    try:
+        FileSystemLts(LtsSettings(root=root, identity="dev")).setup()
+        yield root
+    finally:
+        subprocess.run(["umount", "-l", str(root)], capture_output=True)
+
+
+LITTLE = {"datablock": {"target_bytes": "1MiB"}}
+
+
+async def test_an_lts_in_memory_is_told_because_nothing_read_from_it_is_proved(ward: Ward, memory: Path) -> None:
+    seen = await ward.look(lts={"root": str(memory), "reserve": "1MiB"}, **LITTLE)
+    seen.only("lts direct io", WARN, "use a disk as LTS", "lies in memory")
+
+
+async def test_a_read_only_lts_is_named(ward: Ward, memory: Path) -> None:
+    run("mount", "-o", "remount,ro", str(memory))
+    seen = await ward.look(lts={"root": str(memory), "reserve": "1MiB"}, **LITTLE)
+    seen.only("lts write", FAIL, "mount the LTS read-write", "Read-only file system")
+
+
+async def test_a_full_lts_is_named_once_for_its_space_and_once_for_writing(ward: Ward, memory: Path) -> None:
+    filler = memory / "filler"
+    with filler.open("wb") as file:
+        space = os.statvfs(memory)
+        os.posix_fallocate(file.fileno(), 0, space.f_bavail * space.f_frsize)
+    seen = await ward.look(lts={"root": str(memory), "reserve": "0B"}, **LITTLE)
+    assert seen.problems == {"lts space", "lts write"}
+    assert seen["lts write"].remedy == "free space on the LTS"
+
+
+async def test_an_lts_without_marker_gets_none_by_fix(ward: Ward, tmp_path: Path) -> None:
+    root = tmp_path / "unmounted"
+    root.mkdir()
+    await mend(ward.settings(lts={"root": str(root)}), lambda _: None)
+    (await ward.look(lts={"root": str(root)})).only("lts marker", FAIL, "mount the LTS")
+    assert not (root / MARKER).exists()
+
+
+async def test_a_file_system_without_o_direct_is_told(ward: Ward, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.open
+
+    def refuse(path: Any, flags: int, *more: Any, **how: Any) -> int:
+        if flags & os.O_DIRECT:
+            raise OSError(22, "Invalid argument")
+        return real(path, flags, *more, **how)
+
+    monkeypatch.setattr(os, "open", refuse)
+    seen = await ward.look()
+    seen.only("lts direct io", WARN, "set lts.direct_io to never", "no O_DIRECT here: read back by fsync+DONTNEED")
+
+
+async def test_a_file_system_without_reservation_is_told(ward: Ward, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(on_lts, "reserve", lambda descriptor, size: False)
+    (await ward.look()).only("lts reservation", WARN, "use a file system with fallocate")
+
+
+async def test_p3_a_file_system_on_which_names_are_taken_over_is_named(
+    ward: Ward, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(on_lts, "publish", os.replace)
+    (await ward.look()).only("lts publish", FAIL, "mount an LTS that has link(2)", "overwritten")
+
+
+async def test_p12_a_file_system_that_does_not_lock_is_named(ward: Ward, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fcntl.flock", lambda descriptor, operation: None)
+    (await ward.look()).only("lts lock", FAIL, "set worker.lock_dir to a directory on a local disk")
+
+
+async def test_a_partial_file_that_was_left_over_is_told(ward: Ward) -> None:
+    left = ward.lts / "a" / "b" / "data" / ".1.tar.gz.x-1.partial"
+    left.parent.mkdir(parents=True)
+    try:
+        left.write_bytes(b"x")
+        assert (await ward.look()).problems == set()  # it may be in work
+        os.utime(left, (time.time() - 3 * 86400,) * 2)
+        seen = await ward.look()
+    finally:
+        shutil.rmtree(ward.lts / "a")
+    seen.only("lts leftovers", WARN, "archiver sweep", "a/b/data/.1.tar.gz.x-1.partial")
+
+
+# --- machine ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("files", "outcome"), [(64, FAIL), (512, WARN)])
+async def test_a_low_limit_of_open_files_is_told(
+    ward: Ward, monkeypatch: pytest.MonkeyPatch, files: int, outcome: Outcome
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (files, 4096))
+    (await ward.look()).only("machine open files", outcome, "ulimit -n 4096", f"{files} (hard limit 4096)")
+
+
+# --- servers that hang --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("table", "key", "prefix", "name"),
+    [
+        ("scicat", "url", "http://", "scicat server"),
+        ("s3", "endpoint", "http://", "s3 server"),
+        ("temporal", "address", "", "temporal server"),
+    ],
+)
+async def test_a_server_that_hangs_costs_seconds(ward: Ward, table: str, key: str, prefix: str, name: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        tables: dict[str, dict[str, Any]] = {table: {key: f"{prefix}127.0.0.1:{silent.getsockname()[1]}"}}
+        if table == "temporal":
+            tables[table]["config_file"] = None
+        of_it = [check for check in CHECKS if check.name == name or check.needs == (name,)]
+        results = await look(of_it, Ground(ward.settings(**tables)), 1.0)
+    assert {one.check.name for one in results if one.finding.outcome == FAIL} == {name}
+    assert results[0].finding.found == "no answer within 1 s"
+    assert {one.finding.found for one in results[1:]} == {f"needs: {name}"}
