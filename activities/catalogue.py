@@ -37,6 +37,8 @@ PASSING = frozenset({"datasetlifecycle", "updatedAt", "updatedBy", "history"})
 """Fields of a dataset that change while it is archived: its bag keeps the others."""
 
 FINISHED_WELL = "finishedSuccessful"
+MAX_WHO, MAX_REASON = 100, 300
+"""Characters of who stopped a job, and why, in the sentence that its users get."""
 
 
 class CatalogueActivities:
@@ -350,10 +352,10 @@ def _sorted_run(files: list[CatalogueFile]) -> bytes:
 
 
 def verdict(request: m.FinishJobRequest) -> tuple[str, str]:
-    """Status code and the one sentence that users get (contract 1.4, 9.3)."""
+    """Status code and the one sentence that users get, on one line (contract 1.4, 9.3)."""
     counts, total = request.counts, request.total
     if request.problem is not None:
-        return "finishedUnsuccessful", f"Nothing was archived: {request.problem.message}"[:1000]
+        return "finishedUnsuccessful", _line(f"Nothing was archived: {request.problem.message}", payloads.MAX_TEXT)
     parts = [
         f"{number} {name}"
         for number, name in (
@@ -365,12 +367,18 @@ def verdict(request: m.FinishJobRequest) -> tuple[str, str]:
         )
         if number
     ]
-    said = f"{total} dataset{'s' if total != 1 else ''}: {', '.join(parts) or 'none begun'}."
+    said = f"{total} dataset{'s' if total != 1 else ''}: {', '.join(parts) or 'none begun'}"
     if request.stopped is not None:
-        return "finishedUnsuccessful", f"Stopped by {request.stopped.who} ({request.stopped.reason}). {said}"[:1000]
+        # What people wrote is cut, never what became of the datasets.
+        why = f"{_line(request.stopped.who, MAX_WHO)} ({_line(request.stopped.reason, MAX_REASON)})"
+        return "finishedUnsuccessful", f"Stopped by {why}: {said}."
     if counts.good == total:
-        return FINISHED_WELL, said
+        return FINISHED_WELL, f"{said}."
     first = next((o.message for o in request.outcomes if o.outcome not in ("archived", "already_archived")), "")
-    if counts.system_errors == total:
-        return "finishedUnsuccessful", f"{said} First: {first}"[:1000]
-    return "finishedWithDatasetErrors", f"{said} First: {first}"[:1000]
+    told = _line(f"{said}; first: {first}" if first else f"{said}.", payloads.MAX_TEXT)
+    return "finishedUnsuccessful" if counts.system_errors == total else "finishedWithDatasetErrors", told
+
+
+def _line(text: str, limit: int) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= limit else line[: limit - 1] + "…"

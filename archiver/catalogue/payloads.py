@@ -5,6 +5,7 @@ Field names and the strings of archiveStatusMessage are SciCat's own: the web UI
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -22,6 +23,8 @@ FAILED = "scheduleArchiveJobFailed"
 CONTENT = "missingFilesError"
 IN_PROGRESS = "inProgress"
 MAX_TEXT = 1000
+MAX_RESULT_BYTES = 100_000
+"""Of the outcomes in a job's result object: SciCat's web UI shows it as it is."""
 _TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}([.][0-9]{1,9})?(Z|[+-][0-9]{2}:[0-9]{2})?")
 
 Payload = dict[str, Any]
@@ -47,20 +50,30 @@ def job_update(code: str, message: str, result: Payload | None = None) -> Payloa
 
 
 def job_result(message: str, request: m.FinishJobRequest) -> Payload:
-    """The job's result object: a human ``summary`` first, then counts, then each dataset's outcome, bounded."""
-    counts = request.counts
+    """The job's result object: a human ``summary`` first, then counts, then each dataset's outcome, failures first, bounded."""
+    counts, stopped = request.counts, request.stopped
+    outcomes = sorted(request.outcomes, key=lambda outcome: outcome.outcome in ("archived", "already_archived"))
+    shown: list[Payload] = []
+    room = MAX_RESULT_BYTES
+    for outcome in outcomes[: m.MAX_OUTCOMES]:
+        entry = _outcome(outcome)
+        room -= len(json.dumps(entry))
+        if room < 0:
+            break
+        shown.append(entry)
     return {
         "summary": message,
         "counts": counts.model_dump(),
         "total": request.total,
-        "datasets": [_outcome(outcome) for outcome in request.outcomes],
-        "notShown": max(0, counts.total - len(request.outcomes)),
-        "stoppedBy": request.stopped.model_dump() if request.stopped else None,
+        "datasets": shown,
+        "notShown": max(0, counts.total - len(shown)),
+        "stoppedBy": {"reason": stopped.reason[:MAX_TEXT], "who": stopped.who[:MAX_TEXT]} if stopped else None,
     }
 
 
 def _outcome(outcome: m.DatasetOutcome) -> Payload:
-    entry: Payload = {"pid": outcome.pid, "outcome": outcome.outcome, "message": outcome.message}
+    message = outcome.message[: m.MAX_OUTCOME_MESSAGE]
+    entry: Payload = {"pid": outcome.pid, "outcome": outcome.outcome, "message": message}
     if outcome.error is not None:
         entry["error"] = {"type": outcome.error.type, "kind": outcome.error.kind}
     if outcome.datablocks:

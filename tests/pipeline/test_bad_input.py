@@ -131,7 +131,7 @@ async def bad(served: System) -> Told:
 async def test_a_job_of_bad_datasets_ends_once_and_says_so(bad: Told, served: System) -> None:
     assert bad.counts == m.Counts(content_errors=len(CASES))
     assert finished(served, bad.job["id"]) == [bad.job["statusCode"]] == ["finishedWithDatasetErrors"]
-    said = f"{len(CASES)} datasets: {len(CASES)} not archived because of their files or records. First: "
+    said = f"{len(CASES)} datasets: {len(CASES)} not archived because of their files or records; first: "
     assert bad.job["statusMessage"].startswith(said)
 
 
