@@ -12,7 +12,7 @@ from archiver.catalogue.client import SciCat
 from archiver.datablock.files import PlannedFile
 from archiver.storage.landing import Landing, open_landing
 from cli.doctor.buckets import listing
-from cli.doctor.check import Check, Finding, fail, in_thread, not_checked, ok, warn
+from cli.doctor.check import Check, Finding, fail, in_thread, not_checked, ok
 from cli.doctor.ground import Ground
 
 SHOWN = 3
@@ -39,7 +39,8 @@ async def root(ground: Ground) -> Finding:
         except OSError as error:
             return fail(f"{folder}: {error.strerror}")
         if empty:
-            return warn(f"{folder} is empty: is it mounted?", "mount the landing zone")
+            # The archiver takes it for unmounted, and waits.
+            return fail(f"{folder} is empty: is it mounted?", "mount the landing zone")
         return ok(str(folder))
 
     return await in_thread(work)
@@ -116,7 +117,7 @@ def _seen(place: Landing, wanted: dict[str, int]) -> Finding:
 CHECKS = (
     Check(
         "landing list",
-        "lists the bucket, or the directory before the first field of landing.url_template",
+        "lists the bucket, or the directory before the first field of landing.url_template, which is not empty",
         "correct landing.url_template, mount the landing zone, or let the worker's user read there",
         root,
         (),

@@ -31,6 +31,7 @@ from archiver.model import SEARCH_ATTRIBUTES
 from cli.doctor.check import Check, Finding, fail, not_checked, ok, warn
 from cli.doctor.clocks import judged
 from cli.doctor.ground import Ground, now
+from cli.schedules import keep_schedules, wanted
 from cli.setup import INDEXED, LEAST_RETENTION, RETENTION
 
 POLL_SECONDS = 75.0
@@ -92,6 +93,22 @@ async def search_attributes(ground: Ground) -> Finding:
         remedy = f"temporal operator search-attribute remove --name {wrong[0]}, then  archiver setup"
         return fail(f"of another type than {SEARCH_ATTRIBUTES[wrong[0]]}: {', '.join(wrong)}", remedy)
     return ok(f"all {len(SEARCH_ATTRIBUTES)}")
+
+
+async def schedules(ground: Ground) -> Finding:
+    """What SciCat's webhook loses, only the sweep finds."""
+    client, sweep = _client(ground), ground.settings.sweep
+    with answering():
+        wrong = [what for what, differs in await keep_schedules(client, sweep, dry_run=True) if differs]
+        if wrong:
+            return fail(f"not as the settings say: {', '.join(wrong)}")
+        names = [name for name, schedule in wanted(sweep).items() if schedule]
+        states = {name: (await client.get_schedule_handle(name).describe()).schedule.state for name in names}
+    paused = [name for name, state in states.items() if state.paused]
+    if paused:
+        remedy = f"temporal schedule toggle --unpause --reason TEXT -n {client.namespace} -s {paused[0]}"
+        return warn(f"paused: {', '.join(paused)} ({states[paused[0]].note or 'without a note'})"[:300], remedy)
+    return ok(", ".join(names) or "none is wanted")
 
 
 async def authorization(ground: Ground) -> Finding:
@@ -228,6 +245,13 @@ CHECKS = (
         "each is there, and of its type",
         "archiver doctor --fix  makes them",
         search_attributes,
+        ("temporal namespace",),
+    ),
+    Check(
+        "temporal schedules",
+        "those of the sweeps are as the settings say, and not paused",
+        "archiver setup",
+        schedules,
         ("temporal namespace",),
     ),
     Check(

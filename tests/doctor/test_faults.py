@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import resource
 import shutil
 import socket
+import ssl
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tomli_w
 from temporalio.api.workflowservice.v1 import UpdateNamespaceRequest
 
 from activities.connection import connect
@@ -24,6 +27,7 @@ from archiver.storage.lts import MARKER, FileSystemLts
 from cli.doctor import CHECKS, mend
 from cli.doctor import lts as on_lts
 from cli.doctor.check import Outcome, look
+from cli.doctor.clocks import judged
 from cli.doctor.ground import Ground
 from cli.servers import free_port
 from cli.setup import set_up
@@ -150,6 +154,70 @@ async def test_a_retention_that_is_short_is_named_and_fix_lengthens_it(ward: War
         assert (await ward.look(temporal=temporal)).problems == set()
 
 
+async def test_a_schedule_that_is_not_as_the_settings_say_is_named(ward: Ward) -> None:
+    seen = await ward.look(sweep={"every_seconds": 77.0})
+    seen.only("temporal schedules", FAIL, "archiver setup", "not as the settings say: schedule archiver-sweep")
+
+
+async def test_a_paused_schedule_is_told_with_its_note(ward: Ward) -> None:
+    handle = (await connect(ward.settings())).get_schedule_handle("archiver-sweep")
+    await handle.pause(note="Ada looks at something")
+    try:
+        seen = await ward.look()
+    finally:
+        await handle.unpause()
+    seen.only("temporal schedules", WARN, "temporal schedule toggle --unpause", "Ada looks at something")
+
+
+@pytest.fixture
+async def mutual_tls(ward: Ward, tmp_path: Path) -> AsyncIterator[tuple[str, Path]]:
+    """Temporal behind a proxy that asks for a client's certificate: its address, and the folder of the certificates."""
+    make = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
+    # One certificate for server and client, and not the authority's own, which no TLS library takes for either.
+    leaf = "-subj /CN=temporal -CA ca.pem -CAkey ca-key.pem -keyout key.pem -out cert.pem"
+    leaf += " -addext basicConstraints=CA:FALSE -addext subjectAltName=IP:127.0.0.1"
+    for more in ("-subj /CN=authority -keyout ca-key.pem -out ca.pem", leaf):
+        command = [*make, *more.split()]
+        await asyncio.to_thread(subprocess.run, command, cwd=tmp_path, check=True, capture_output=True)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=tmp_path / "ca.pem")
+    context.load_cert_chain(tmp_path / "cert.pem", tmp_path / "key.pem")
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.set_alpn_protocols(["h2"])
+    host, port = ward.dev.info["temporal_address"].split(":")
+    open_ones: set[asyncio.StreamWriter] = set()
+
+    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(2**16):
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        upstream_reader, upstream = await asyncio.open_connection(host, port)
+        open_ones.update((writer, upstream))
+        await asyncio.gather(pump(reader, upstream), pump(upstream_reader, writer))
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
+    try:
+        yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}", tmp_path
+    finally:
+        server.close()
+        for writer in open_ones:
+            writer.close()
+
+
+async def test_a_temporal_that_refuses_strangers_is_well_outside_dev(ward: Ward, mutual_tls: tuple[str, Path]) -> None:
+    address, folder = mutual_tls
+    config = folder / "temporal.toml"
+    files = {"server_ca_cert_path": "ca.pem", "client_cert_path": "cert.pem", "client_key_path": "key.pem"}
+    tls = {key: str(folder / name) for key, name in files.items()}
+    config.write_text(tomli_w.dumps({"profile": {"default": {"address": address, "namespace": "default", "tls": tls}}}))
+    seen = await ward.look(temporal={"config_file": str(config)}, doctor={"dev": False, "check_seconds": 60.0})
+    assert seen.problems == set(), seen.results
+    assert "without our credentials" in seen["temporal authorization"].finding.found
+
+
 # --- SciCat -------------------------------------------------------------------------------------------------------------
 
 RIGHTS = {
@@ -231,6 +299,23 @@ async def test_a_clock_that_is_wrong_is_named(
     (await ward.look(**tables)).only(f"{server} clock", outcome, "let NTP set the clocks of both machines")
 
 
+@pytest.mark.parametrize(
+    ("ahead", "width", "outcome"),
+    [
+        (0, 1, Outcome.OK),
+        (4, 1, Outcome.OK),
+        (70, 200, Outcome.OK),
+        (7, 1, WARN),
+        (-59, 1, WARN),
+        (62, 1, FAIL),
+        (-999, 9, FAIL),
+    ],
+)
+def test_a_clock_is_blamed_only_for_what_the_answer_proves(ahead: float, width: float, outcome: Outcome) -> None:
+    least, most = (timedelta(seconds=ahead + half) for half in (-width / 2, width / 2))
+    assert judged(least, most).outcome == outcome
+
+
 # --- buckets ------------------------------------------------------------------------------------------------------------
 
 
@@ -275,10 +360,10 @@ async def test_an_upload_that_was_left_over_is_told(ward: Ward) -> None:
 # --- landing zone -------------------------------------------------------------------------------------------------------
 
 
-async def test_a_landing_directory_that_is_empty_is_told(ward: Ward, tmp_path: Path) -> None:
+async def test_a_landing_directory_that_is_empty_is_named(ward: Ward, tmp_path: Path) -> None:
     (tmp_path / "landing").mkdir()
     seen = await ward.look(landing={"url_template": f"file://{tmp_path}/landing/{{pid}}"})
-    seen.only("landing list", WARN, "mount the landing zone", "is empty")
+    seen.only("landing list", FAIL, "mount the landing zone", "is empty")
 
 
 async def test_a_dataset_whose_files_are_not_all_there_is_told(ward: Ward) -> None:
