@@ -113,6 +113,8 @@ async def test_archiver_sweep_does_both_sweeps_at_once_and_says_what_it_did(make
         assert f"{left}: " in text
         await until(lambda: _finished(system, job))
         nothing_left(system, left)
+        told = (await archiver(system, "status", left))[0]
+        assert "leftovers cleared" in told, "who asks for the dataset learns what happened last"
         text, code = await archiver(system, "sweep", "jobs")
         assert "leftovers" not in text
 
