@@ -16,7 +16,7 @@ from cli.programs import ROOT, obtain
 
 COMPOSE_FILE = ROOT / "docker-compose.yml"
 ENV_EXAMPLE = ROOT / ".env.example"
-OURS = ("setup", "worker-catalogue-pack", "worker-lts")
+OURS = ("setup", "worker-catalogue-pack", "worker-lts", "bridge")
 
 
 class Refused(Exception):

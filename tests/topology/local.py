@@ -25,7 +25,7 @@ from cli.servers import Child, die_with_parent, free_port
 
 Model = Mapping[str, Any]
 
-PORTS = {"temporal": "7233", "s3": "7070", "scicat": "3000", "postgresql": "5432"}
+PORTS = {"temporal": "7233", "s3": "7070", "scicat": "3000", "postgresql": "5432", "bridge": "8000"}
 """The services that others reach, by the port they have in their containers."""
 
 INNER_PORTS = (
@@ -143,8 +143,13 @@ class Topology:
         account = self.services["worker-lts"]["environment"]["ARCHIVER_SCICAT__USERNAME"]
         standin = [sys.executable, "-m", "archiver.catalogue.standin", "--port", str(self.ports["scicat"])]
         standin += ["--username", account, "--pid-prefix", scicat["PID_PREFIX"]]
-        password = self._secrets["scicat_password"].read_text()
-        self._child("scicat", standin, {"PATH": os.environ["PATH"], "STANDIN_PASSWORD": password})
+        # What jobConfig.yaml's url action does, with the variables that SciCat's service has for it.
+        standin += ["--webhook-url", f"{self._here('scicat', scicat['ARCHIVER_BRIDGE_URL'])}/api/v1/jobs"]
+        given = {
+            "STANDIN_PASSWORD": self._secrets["scicat_password"].read_text(),
+            "STANDIN_WEBHOOK_AUTH": f"Bearer {scicat['ARCHIVER_BRIDGE_TOKEN']}",
+        }
+        self._child("scicat", standin, {"PATH": os.environ["PATH"], **given})
         self.children["scicat"].wait_for_port(self.ports["scicat"])
 
     def start_temporal(self) -> None:
@@ -193,7 +198,7 @@ class Topology:
 
     def stop(self) -> None:
         """End everything, what depends on others first; PostgreSQL by its fast shutdown."""
-        for name in ("worker-catalogue-pack", "worker-lts", "temporal", "s3", "scicat", "postgresql"):
+        for name in ("bridge", "worker-catalogue-pack", "worker-lts", "temporal", "s3", "scicat", "postgresql"):
             if child := self.children.get(name):
                 child.stop(signal.SIGINT if name == "postgresql" else signal.SIGTERM, seconds=30)
         if hasattr(self, "_postgresql_data"):

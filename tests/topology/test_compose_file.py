@@ -119,7 +119,8 @@ def test_p8_our_services_get_their_secrets_as_files_and_not_in_their_environment
 ) -> None:
     for name in compose.OURS:
         values = set(model["services"][name]["environment"].values())
-        assert not values & {variables["S3_SECRET_KEY"], variables["SCICAT_ARCHIVER_PASSWORD"]}, name
+        secrets = {variables[one] for one in ("S3_SECRET_KEY", "SCICAT_ARCHIVER_PASSWORD", "BRIDGE_TOKEN")}
+        assert not values & secrets, name
 
 
 def test_nothing_is_published_beyond_this_machine_and_temporals_server_not_at_all(model: Model) -> None:
@@ -141,7 +142,7 @@ def test_nothing_is_published_beyond_this_machine_and_temporals_server_not_at_al
 def test_the_settings_of_each_of_our_services_are_known_and_agree(
     model: Model, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "secret").write_text("s3cret\n")
+    (tmp_path / "secret").write_text("s3cret-of-16-letters\n")
     for key, value in model["services"][name]["environment"].items():
         monkeypatch.setenv(key, str(tmp_path / "secret") if value.startswith("/run/secrets/") else value)
     settings = load(None)
@@ -258,6 +259,18 @@ def test_scicat_knows_our_job_types_and_gives_our_account_what_it_needs(model: M
     for job in jobs.values():
         assert job["create"]["auth"].startswith("#dataset")
         assert job["update"]["auth"] == f"@{ours['role']}"
+
+
+def test_scicat_is_told_where_the_bridge_listens_and_the_token_that_the_bridge_knows(
+    model: Model, variables: dict[str, str]
+) -> None:
+    bridge, scicat = model["services"]["bridge"], model["services"]["scicat"]["environment"]
+    assert scicat["ARCHIVER_BRIDGE_URL"] == f"http://bridge:{bridge['environment']['ARCHIVER_BRIDGE__PORT']}"
+    assert bridge["environment"]["ARCHIVER_BRIDGE__HOST"] == "0.0.0.0"
+    assert scicat["ARCHIVER_BRIDGE_TOKEN"] == variables["BRIDGE_TOKEN"]
+    assert bridge["environment"]["ARCHIVER_BRIDGE__TOKEN_FILE"] == "/run/secrets/bridge_token"
+    assert "bridge_token" in {secret["source"] for secret in bridge["secrets"]}
+    assert set(bridge["networks"]) & set(model["services"]["scicat"]["networks"])
 
 
 def test_scicats_frontend_is_told_where_the_backend_is_and_that_there_are_jobs(model: Model) -> None:

@@ -28,6 +28,9 @@ FILES = {
     "empty": b"",
 }
 STARTUP_SECONDS = 90
+JOB_SECONDS = 120
+SERVICES = ("worker-catalogue-pack", "worker-lts", "bridge")
+"""Ours that go on running."""
 
 pytestmark = pytest.mark.topology
 
@@ -48,9 +51,9 @@ def topology(variables: dict[str, str], tmp_path_factory: pytest.TempPathFactory
         it.start_temporal()
         setup = it.run("setup")
         assert setup.returncode == 0, setup.stderr[-2000:]
-        for name in ("worker-catalogue-pack", "worker-lts"):
+        for name in SERVICES:
             it.start(name)
-        for name in ("worker-catalogue-pack", "worker-lts"):
+        for name in SERVICES:
             wait_until_healthy(it, name)
         yield it
     finally:
@@ -95,7 +98,7 @@ def scicat(topology: Topology, variables: dict[str, str]) -> SciCatUser:
 
 @pytest.fixture(scope="module")
 def archived(topology: Topology, scicat: SciCatUser, variables: dict[str, str]) -> tuple[str, str]:
-    """A dataset put by boto3 and made by plain HTTP, and its job, started as an operator would; pid and job."""
+    """A dataset put by boto3 and made by plain HTTP, and its job, started by SciCat's webhook alone; pid and job."""
     dataset = scicat.post(
         "/api/v3/datasets",
         {
@@ -129,9 +132,14 @@ def archived(topology: Topology, scicat: SciCatUser, variables: dict[str, str]) 
         "/api/v4/jobs",
         {"type": "archive", "ownerGroup": "group-1", "jobParams": {"datasetList": [{"pid": pid, "files": []}]}},
     )
-    started = topology.run("worker-catalogue-pack", "archiver", "start", str(job["id"]), "--wait")
-    assert started.returncode == 0, started.stdout + started.stderr
-    return pid, str(job["id"])
+    until = time.monotonic() + JOB_SECONDS
+    while True:
+        record = scicat.get(f"/api/v4/jobs/{job['id']}")
+        assert isinstance(record, dict)
+        if str(record["statusCode"]).startswith("finished"):
+            return pid, str(job["id"])
+        assert time.monotonic() < until, (record, topology.children["bridge"].log.read_text("utf-8")[-2000:])
+        time.sleep(0.2)
 
 
 async def temporal(topology: Topology) -> Client:
@@ -219,7 +227,7 @@ def test_p12_a_second_lts_worker_refuses_to_serve(topology: Topology) -> None:
 
 
 def test_workers_drain_at_the_signal_that_compose_sends_and_their_health_check_then_fails(topology: Topology) -> None:
-    for name in ("worker-catalogue-pack", "worker-lts"):
+    for name in SERVICES:
         child = topology.children[name]
         child.stop(signal.SIGTERM, seconds=60)
         assert child.exit_code == 0, child.log.read_text("utf-8")[-2000:]
