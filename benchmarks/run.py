@@ -19,6 +19,7 @@ from pathlib import Path
 
 from benchmarks import machine, table
 from benchmarks.bench import Bench
+from benchmarks.bridge import posts
 from benchmarks.compared import compared
 from benchmarks.memory import memory
 from benchmarks.orchestrated import hundred, tiny
@@ -29,7 +30,7 @@ from benchmarks.workloads import DETECTOR, RANDOM, SMALL_FILES
 from cli.programs import ROOT
 from cli.servers import forget_callers_settings
 
-PARTS = ("detector", "random", "small-files", "verify", "tiny", "hundred", "memory", "sweep")
+PARTS = ("detector", "random", "small-files", "verify", "tiny", "hundred", "memory", "bridge", "sweep")
 
 
 def main() -> int:
@@ -87,6 +88,9 @@ async def measure(folder: Path, given: argparse.Namespace) -> list[table.Row]:
             rows += await hundred(bench, 20 if given.small else 100, given.rounds)
         if "memory" in given.only:
             rows += await memory(bench, small=given.small, large=given.large)
+        if "bridge" in given.only:
+            # What it starts would be run by the workers of another part: it stops them, and they stay stopped.
+            rows += await posts(bench, 400 if given.small else 2000)
         if "sweep" in given.only:
             # The last: what it starts would be run by the workers of another part.
             rows += await sweep(bench, 500 if given.small else 10_000)
