@@ -15,7 +15,7 @@ from activities.starting import start_job
 from archiver import model as m
 from archiver.catalogue import payloads
 from archiver.catalogue.client import SciCat
-from archiver.errors import Refused
+from archiver.errors import CatalogueFault, Refused
 from archiver.settings import Settings
 from cli.look import Data
 from cli.queues import RPC
@@ -92,7 +92,16 @@ async def abandon(client: Client, settings: Settings, ref: str, *, reason: str, 
                 terminated.append(one.id)
                 datasets |= {name_of(one.id)} if kind_of(one.id) == "dataset" else set()
         await asyncio.sleep(LOOK_SECONDS)
-    await _tell(settings, found, sorted(datasets), stop)
+    try:
+        await _tell(settings, found, sorted(datasets), stop)
+    except CatalogueFault as fault:
+        raise CatalogueFault(
+            f"{found.id} is abandoned, {len(terminated)} workflows were terminated, but SciCat could not be told: {fault.what}",
+            expected=fault.expected,
+            found=fault.found,
+            next_step="set its status in SciCat by hand",
+            retryable=fault.retryable,
+        ) from None
     return {**done, "terminated": terminated}
 
 

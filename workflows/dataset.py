@@ -20,10 +20,10 @@ with workflow.unsafe.imports_passed_through():
     from archiver import model as m
     from archiver.pids import workflow_id
 
-from workflows import priority, steps
+from workflows import priority, receipt, steps
 from workflows.datablock import ArchiveDatablock
 from workflows.tasks import protected, windowed
-from workflows.visible import BYTES_TOTAL, DATABLOCK_COUNT, OWNER_GROUP, attributes, explain, show, size
+from workflows.visible import BYTES_TOTAL, DATABLOCK_COUNT, OWNER_GROUP, attributes, explain, heard, show, size
 
 DATABLOCKS_PER_RUN = 300
 """After so many child workflows the run continues as new, so that its history stays small (P9)."""
@@ -46,6 +46,7 @@ class ArchiveDataset:
         self.done_before = 0
         self.packed_before = 0
         self.running: list[int] = []
+        self.events: list[m.Event] = list(request.state.events) if request.state else []
         self.subscribers: list[str] = list(request.state.subscribers) if request.state else []
         self.stop: m.StopRequest | None = None
         self.too_late = False
@@ -71,17 +72,19 @@ class ArchiveDataset:
         )
 
     @workflow.signal(description="Stop this dataset: {reason, who}. Verified datablocks stay; it can be archived again")
-    def cancel(self, request: m.StopRequest) -> None:
-        """Stop as a cancel would, with a reason and a name. A second one changes nothing."""
-        if self.stop is None and not self.too_late:
+    def cancel(self, *given: object) -> None:
+        """Stop as a cancel would, with a reason and a name, or none. A second one changes nothing."""
+        request = heard(m.StopRequest, given or ({},))
+        if self.stop is None and not self.too_late and request is not None:
             self.stop = request
             if self.work is not None:
-                self.work.cancel(request.as_text())
+                self.work.cancel(self.stop.as_text())
 
     @workflow.signal(description="A job asks to be told the outcome: {workflow_id}")
-    def subscribe(self, request: m.Subscribe) -> None:
+    def subscribe(self, *given: object) -> None:
         """Remember who wants to know the outcome."""
-        if request.workflow_id not in self.subscribers:
+        request = heard(m.Subscribe, given)
+        if request is not None and request.workflow_id not in self.subscribers:
             self.subscribers.append(request.workflow_id)
 
     # --- the run --------------------------------------------------------------------------------------------------
@@ -136,6 +139,7 @@ class ArchiveDataset:
                 size_bytes=begun.size_bytes,
                 packed_bytes=begun.packed_bytes,
             )
+        self.note("ingestion start", "Archiving began; SciCat shows the dataset as started", agent=begun.agent)
         listing = await steps.READ_ORIGDATABLOCKS.run(
             m.PidRequest(pid=r.pid, job_id=r.job_id), policy=policy, summary=f"read origdatablocks of {r.pid}"
         )
@@ -144,12 +148,29 @@ class ArchiveDataset:
             policy=policy,
             summary=f"compare {listing.files} files, {size(listing.size_bytes)}, with the landing zone and plan",
         )
+        self.note(
+            "validation",
+            f"{plan.files} files, {size(plan.size_bytes)}, were looked up in the landing zone and compared with the catalogue's "
+            f"list: all are there, with its sizes; they make {plan.datablocks} datablocks",
+            agent=plan.agent,
+            files=plan.files,
+            bytes=plan.size_bytes,
+            datablocks=plan.datablocks,
+            origdatablocks=listing.origdatablocks,
+            plan=plan.plan_id,
+        )
         survey = await steps.SURVEY_LTS.run(
             m.SurveyRequest(pid=r.pid, plan_id=plan.plan_id, format=plan.format, datablocks=plan.datablocks),
             policy=policy,
             summary=f"see what the LTS holds of {r.pid}",
         )
-        return m.DatasetState(begun=begun, plan=plan, reusable=survey.reusable)
+        if survey.superseded:
+            self.note(
+                "quarantine",
+                f"{survey.superseded} datablocks of an earlier state of the files were set aside on the LTS, unchanged",
+                agent=survey.agent,
+            )
+        return m.DatasetState(begun=begun, plan=plan, reusable=survey.reusable, events=self.events)
 
     async def datablocks(self, state: m.DatasetState) -> None:
         """One child per datablock, a bounded number at a time; the first that fails stops the others."""
@@ -231,9 +252,28 @@ class ArchiveDataset:
             source=self.begun.source,
         )
         self.at("publishing")
-        bag = await steps.PUBLISH_BAG.run(ref, policy=policy, summary=f"write the bag files of {r.pid}")
+        so_far = ref.model_copy(update={"events": self.events})
+        bag = await steps.PUBLISH_BAG.run(so_far, policy=policy, summary=f"write the bag files of {r.pid}")
+        self.events = []
+        self.note(
+            "information package creation",
+            f"The bag was completed: {plan.datablocks} datablocks, each with its manifest, verified at level {bag.level!r}",
+            agent=bag.agent,
+            datablocks=plan.datablocks,
+            level=bag.level,
+            plan=plan.plan_id,
+        )
         registered = await steps.REGISTER.run(
             ref, policy=policy, summary=f"register {plan.datablocks} verified datablocks in SciCat"
+        )
+        self.note(
+            "metadata modification",
+            f"All {registered.datablocks} datablocks, with {registered.files} files, are registered in SciCat",
+            agent=registered.agent,
+            datablocks=registered.datablocks,
+            files=registered.files,
+            bytes=registered.size_bytes,
+            packed_bytes=registered.packed_bytes,
         )
         finish = m.FinishDatasetRequest(
             pid=r.pid,
@@ -246,19 +286,21 @@ class ArchiveDataset:
         )
         finishing = steps.FINISH_DATASET.run(finish, policy=policy, summary="report datasetOnArchiveDisk")
         if policy.delete_sources:
-            await finishing
+            self.note_end((await finishing).agent)
             self.at("archived")
             kept = await self.delete_sources(ref)
-            kept += await self.clean_staging()
+            kept += "".join(await asyncio.gather(self.clean_staging(), self.record_events(ref)))
         else:
             # What is staged served the bag and the registration: it goes beside the report.
             cleaning = asyncio.create_task(self.clean_staging())
             try:
-                await finishing
+                self.note_end((await finishing).agent)
             except ActivityError:
                 await cleaning
                 raise
-            kept = await cleaning
+            # Not before the report is true (P2); most of it passes while staging is cleaned.
+            kept = await self.record_events(ref)
+            kept += await cleaning
             self.at("archived")
         return m.DatasetOutcome(
             pid=r.pid,
@@ -278,8 +320,32 @@ class ArchiveDataset:
                 ref, policy=self.request.policy, summary="remove the archived source files on a fresh proof"
             )
         except ActivityError as error:
-            return f"; source files kept: {explain(error).message}"
+            why = explain(error).message
+            self.note("deletion", f"The source files were kept: {why}", failed=True)
+            return f"; source files kept: {why}"
+        self.note(
+            "deletion",
+            "The source files were removed from the landing zone, on a fresh proof that the archive holds them"
+            + (f"; {deleted.kept} that had changed, or were gone, were left as they were" if deleted.kept else ""),
+            agent=deleted.agent,
+            files=deleted.files,
+            kept=deleted.kept,
+        )
         return f"; {deleted.files} source files removed" + (f", {deleted.kept} kept" if deleted.kept else "")
+
+    async def record_events(self, ref: m.DatasetRef) -> str:
+        """Add to the receipt what came after the bag. What cannot be written changes no outcome; it is said in words."""
+        if not workflow.patched("record-events"):
+            return ""
+        try:
+            await steps.RECORD_EVENTS.run(
+                ref.model_copy(update={"events": self.events}),
+                policy=self.request.policy,
+                summary="add registration and report to the receipt beside the bag",
+            )
+        except ActivityError as error:
+            return f"; the receipt beside the bag ends before registration: {explain(error).message}"
+        return ""
 
     async def clean_staging(self) -> str:
         """Remove what is staged. What cannot be removed changes no outcome; it is said in words."""
@@ -334,13 +400,39 @@ class ArchiveDataset:
             return ""
         try:
             await steps.ROLL_BACK_LTS.run(
-                m.DatasetRef(pid=r.pid, plan_id=plan.plan_id, format=plan.format, datablocks=plan.datablocks),
+                m.DatasetRef(
+                    pid=r.pid,
+                    plan_id=plan.plan_id,
+                    format=plan.format,
+                    datablocks=plan.datablocks,
+                    events=[
+                        *self.events,
+                        *(event for block in self.done for event in block.events),
+                        self.event("ingestion end", f"The dataset was not archived: {self.message}", failed=True),
+                    ],
+                ),
                 policy=r.policy,
                 summary="remove what did not verify from the LTS",
             )
         except ActivityError as error:
             return f"; unverified files are left on the LTS: {explain(error).message}"
         return ""
+
+    def note(self, type: str, text: str, *, agent: str = "", failed: bool = False, **detail: int | float | str) -> None:
+        """Remember what happened, for the receipt."""
+        self.events.append(self.event(type, text, agent=agent, failed=failed, detail=detail))
+
+    def note_end(self, agent: str) -> None:
+        """That all is done: SciCat says so."""
+        text = "SciCat shows the dataset as datasetOnArchiveDisk: archived, and retrievable"
+        self.note("ingestion end", text, agent=agent)
+
+    def event(
+        self, type: str, text: str, *, agent: str = "", failed: bool = False, detail: receipt.Detail | None = None
+    ) -> m.Event:
+        """What has just happened to this dataset."""
+        r = self.request
+        return receipt.event(type, text, pid=r.pid, job=r.job_id, agent=agent, failed=failed, detail=detail)
 
     async def tell(self, outcome: m.DatasetOutcome) -> None:
         """Signal the outcome to every job that asked. A job that ended meanwhile needs no answer."""

@@ -23,7 +23,7 @@ with workflow.unsafe.imports_passed_through():
 from workflows import priority, steps
 from workflows.dataset import ArchiveDataset
 from workflows.tasks import protected, windowed
-from workflows.visible import BYTES_TOTAL, as_failure, attributes, details, explain, show, size
+from workflows.visible import BYTES_TOTAL, as_failure, attributes, details, explain, heard, show, size
 
 PAGE = 200
 """Datasets per page; a run drains its window and may continue as new between pages (P9)."""
@@ -66,17 +66,19 @@ class ArchiveJob:
         )
 
     @workflow.signal(description="Stop this job and its datasets: {reason, who}")
-    def cancel(self, request: m.StopRequest) -> None:
-        """Stop as a cancel would, with a reason and a name. A second one changes nothing."""
-        if self.stop is None:
+    def cancel(self, *given: object) -> None:
+        """Stop as a cancel would, with a reason and a name, or none. A second one changes nothing."""
+        request = heard(m.StopRequest, given or ({},))
+        if self.stop is None and request is not None:
             self.stop = request
             if self.work is not None:
-                self.work.cancel(request.as_text())
+                self.work.cancel(self.stop.as_text())
 
     @workflow.signal(description="A dataset that another job has in work tells its outcome")
-    def dataset_done(self, outcome: m.DatasetOutcome) -> None:
+    def dataset_done(self, *given: object) -> None:
         """Take the outcome of a dataset that this job waits for."""
-        if outcome.pid in self.others:
+        outcome = heard(m.DatasetOutcome, given)
+        if outcome is not None and outcome.pid in self.others:
             self.others[outcome.pid] = outcome
 
     # --- the run --------------------------------------------------------------------------------------------------

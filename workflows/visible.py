@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TypeVar
 
 from temporalio import workflow
 from temporalio.common import SearchAttributeKey, SearchAttributePair, SearchAttributeUpdate, TypedSearchAttributes
 from temporalio.exceptions import ActivityError, ApplicationError, ChildWorkflowError, FailureError, TimeoutError
 
 with workflow.unsafe.imports_passed_through():
+    from pydantic import ValidationError
+
     from archiver import model as m
+
+M = TypeVar("M", bound=m.Wire)
 
 JOB_ID = SearchAttributeKey.for_keyword("ScicatJobId")
 PID = SearchAttributeKey.for_keyword("DatasetPid")
@@ -54,6 +59,19 @@ def size(count: int) -> str:
         value /= 1024
         units.pop(0)
     return f"{count} B" if units[0] == "B" else f"{value:.1f} {units[0]}"
+
+
+def heard(kind: type[M], given: tuple[object, ...]) -> M | None:
+    """What a signal carries, or None if that is something else: then nobody is stopped, and nothing is stuck.
+
+    Handlers take whatever comes. One that the SDK cannot call, for an input too few or too many, fails the workflow's task,
+    and that is tried again for ever.
+    """
+    try:
+        return kind.model_validate({} if given[0] is None else given[0]) if given else None
+    except ValidationError:
+        workflow.logger.warning("a signal with a payload that is no %s was dropped", kind.__name__)
+        return None
 
 
 def explain(error: BaseException) -> m.ErrorInfo:
