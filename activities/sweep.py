@@ -28,7 +28,7 @@ from archiver.catalogue import payloads
 from archiver.catalogue.admission import admit, is_foreign, refuse_foreign_datasets
 from archiver.catalogue.client import SciCat
 from archiver.catalogue.records import Dataset, Job, JobHead
-from archiver.errors import CatalogueRecordInvalid, ForeignJob, Refused, UnknownJob
+from archiver.errors import CatalogueFault, CatalogueRecordInvalid, ForeignJob, Refused, UnknownJob
 from archiver.pids import path_pid, workflow_id
 from archiver.progress import Progress
 from archiver.settings import Settings
@@ -40,7 +40,7 @@ from workflows.visible import PID
 STARTS_AT_ONCE = 16
 BUDGET_SECONDS = 240.0
 """After so long a step ends, and the next one of the sweep goes on: also a sweep of very many jobs says how far it is."""
-DATASETS_PER_SWEEP = 150
+DATASETS_PER_SWEEP = 100
 """Found by one step: the others are the next sweep's, so that histories stay small (P9)."""
 LOST = "finishedUnsuccessful"
 LOST_MESSAGE = (
@@ -53,7 +53,9 @@ OURS = re.compile(r"Archiving \d+ datasets?\b")
 """The message of a job that ``begin-job`` has set in progress."""
 LOOK_AT_DATASETS = 20
 """Datasets of a job that are looked at before it is taken for another archive's."""
-DONE = ("started", "delayed", "restarted", "reported", "waiting", "running", "foreign")
+FAULTS = 10
+"""Jobs that SciCat may fail to answer for before the step is given up and tried again."""
+DONE = ("started", "delayed", "restarted", "reported", "waiting", "running", "foreign", "failed")
 RUNS, FAILED, NEVER = -1.0, -2.0, -3.0
 """Instead of a time: a job's workflow runs, has failed, or was never there (or was forgotten with its namespace)."""
 
@@ -127,6 +129,7 @@ class JobSweep:
             reported=done["reported"],
             waiting=done["waiting"],
             foreign=done["foreign"],
+            failed=done["failed"],
             more=round_.looked_at < len(todo),
             lines=round_.lines,
         )
@@ -205,6 +208,11 @@ class _Round:
             pass  # deleted meanwhile
         except ForeignJob:
             self.done["foreign"] += 1
+        except CatalogueFault as fault:
+            # One record that SciCat chokes on keeps no other job waiting; a SciCat that is out does.
+            if self.done["failed"] >= FAULTS:
+                raise
+            self._did("failed", head.id, fault.one_line())
         self.looked_at += 1
 
     async def _start(self, head: JobHead) -> None:
@@ -300,7 +308,8 @@ class _Round:
 
     def _did(self, what: str, job_id: str, words: str) -> None:
         self.done[what] += 1
-        line = f"{job_id}: {'would be ' * self._dry_run}{what}{f' ({words})' if words else ''}"
+        would = "would be " if self._dry_run and what != "failed" else ""
+        line = f"{job_id}: {would}{what}{f' ({words})' if words else ''}"[: m.MAX_OUTCOME_MESSAGE]
         logger.info("job %s", line)
         if len(self.lines) < m.MAX_SWEPT:
             self.lines.append(line)

@@ -574,6 +574,8 @@ class LookResult(Wire):
     idle: bool
     why: str = ""
     archived: bool = False
+    failed: int = 0
+    """SciCat did not answer for it, as it did for others: the next sweep tries again."""
     started: bool = False
     """SciCat has it as started, by us, and not for a short time only."""
     job_id: str = ""

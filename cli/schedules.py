@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import timedelta
 
 from temporalio.client import (
@@ -27,6 +28,8 @@ from workflows.visible import OPERATION
 JOBS, LEFTOVERS = "archiver-sweep", "archiver-sweep-leftovers"
 CATCH_UP = timedelta(minutes=1)
 """Sweeps that a Temporal that was down missed are not made up for: the next one finds it all."""
+
+KNOWN_SECONDS = 60
 
 Step = tuple[str, bool]
 """What was looked at, and whether it had to be made, changed or removed."""
@@ -64,6 +67,18 @@ async def keep_schedules(client: Client, settings: SweepSettings, *, dry_run: bo
     ]
 
 
+async def _create(client: Client, name: str, schedule: Schedule) -> None:
+    # Search attributes that were just made are not known to every part of the server at once.
+    for attempt in range(KNOWN_SECONDS):
+        try:
+            await client.create_schedule(name, schedule)
+            return
+        except RPCError as error:
+            if error.status != RPCStatusCode.INVALID_ARGUMENT or attempt == KNOWN_SECONDS - 1:
+                raise
+        await asyncio.sleep(1)
+
+
 async def _keep(client: Client, name: str, schedule: Schedule | None, *, dry_run: bool) -> bool:
     """Whether there was, or dry: would be, something to do."""
     handle = client.get_schedule_handle(name)
@@ -80,7 +95,7 @@ async def _keep(client: Client, name: str, schedule: Schedule | None, *, dry_run
     if schedule is None:
         await handle.delete()
     elif there is None:
-        await client.create_schedule(name, schedule)
+        await _create(client, name, schedule)
     else:
 
         def changed(now: ScheduleUpdateInput) -> ScheduleUpdate:

@@ -78,6 +78,7 @@ def jobs(swept: m.SweepJobsResult) -> str:
         f"{swept.running} at work",
         f"{swept.waiting} not lost for long enough",
         f"{swept.foreign} of other archives",
+        f"{swept.failed} that SciCat did not answer for",
     ]
     said = ", ".join(part for part in parts if not part.startswith("0 "))
     text = f"jobs: {swept.submitted} submitted, {swept.in_progress} in progress in SciCat: {said or 'nothing to do'}"

@@ -239,6 +239,17 @@ async def test_a_sweep_that_scicat_does_not_answer_fails_and_the_next_one_does_i
     assert await open_job(system, job)
 
 
+async def test_a_job_that_scicat_chokes_on_keeps_no_other_waiting(make_system: MakeSystem) -> None:
+    system = await make_system()
+    first, second = [await system.job(await system.dataset(FILES)) for _ in range(2)]
+    system.standin.faults.append(Fault("GET", f"/jobs/{first}$", times=10_000, status=500))
+    async with sweeping(system, "catalogue") as sweeper:
+        swept = await sweeper.jobs()
+    assert (swept.started, swept.failed) == (1, 1)
+    assert await open_job(system, second)
+    assert any(line.startswith(f"{first}: failed") for line in swept.lines)
+
+
 # --- how a job comes to be lost -----------------------------------------------------------------------------------------
 
 

@@ -256,7 +256,7 @@ async def test_a_place_that_cannot_be_looked_at_is_told_and_the_others_are_swept
 # --- what runs leave ------------------------------------------------------------------------------------------------------
 
 
-def leave(system: System, pid: str) -> None:
+def leave(system: System, pid: str, promise: int = 1) -> None:
     """Everything that a run can leave behind, by the names that runs give."""
     folder = system.lts / pid
     (folder / "data").mkdir(parents=True)
@@ -264,8 +264,8 @@ def leave(system: System, pid: str) -> None:
     (folder / "data" / ".2.tar.gz.0a1b2c3d-5-1.partial").write_bytes(b"half")
     (folder / "data" / ".1.manifest.jsonl.gz.0a1b2c3d-6-1.partial").write_bytes(b"half")
     (folder / ".bag-info.txt.bag.partial").write_bytes(b"half")
-    promise = {"for": f"{pid}/2", "bytes": 1000}
-    (system.lts / ".archiver" / "promises" / "0123456789abcdef.json").write_text(json.dumps(promise))
+    promised = json.dumps({"for": f"{pid}/2", "bytes": 1000})
+    (system.lts / ".archiver" / "promises" / f"{promise:016x}.json").write_text(promised)
     for name in ("runs/0.jsonl.gz", "plan/plan.json", "0123/1.tar.gz"):
         system.boto.put_object(Bucket=system.staging_bucket, Key=f"datasets/{pid}/{name}", Body=b"x")
     system.boto.create_multipart_upload(Bucket=system.staging_bucket, Key=f"datasets/{pid}/0123/2.tar.gz")
