@@ -370,8 +370,9 @@ def verdict(request: m.FinishJobRequest) -> tuple[str, str]:
     said = f"{total} dataset{'s' if total != 1 else ''}: {', '.join(parts) or 'none begun'}"
     if request.stopped is not None:
         # What people wrote is cut, never what became of the datasets.
-        why = f"{_line(request.stopped.who, MAX_WHO)} ({_line(request.stopped.reason, MAX_REASON)})"
-        return "finishedUnsuccessful", f"Stopped by {why}: {said}."
+        who = _line(request.stopped.who, MAX_WHO) or "somebody"
+        why = _line(request.stopped.reason, MAX_REASON) or "no reason given"
+        return "finishedUnsuccessful", f"Stopped by {who} ({why}): {said}."
     if counts.good == total:
         return FINISHED_WELL, f"{said}."
     first = next((o.message for o in request.outcomes if o.outcome not in ("archived", "already_archived")), "")
