@@ -92,7 +92,10 @@ class Intake:
     async def _locations(self, job: Job) -> dict[str, str | None]:
         """Of the job's first datasets; of a longer list each is looked at when it is begun (P7)."""
         pids = list(dict.fromkeys(entry.pid for entry in job.datasets))[:PAGE]
-        return await self._scicat.storage_locations(pids) if pids else {}
+        try:
+            return await self._scicat.storage_locations(pids) if pids else {}
+        except CatalogueRecordInvalid:
+            return {}  # a dataset's record that cannot be read is that dataset's failure, in words (P7)
 
     async def _start(self, job: Job, delay: timedelta | None) -> bool:
         """Whether its workflow runs now; not, if it ended before and nobody wants it once more."""

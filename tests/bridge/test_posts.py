@@ -167,6 +167,18 @@ async def test_a_job_whose_datasets_belong_to_another_archive_is_refused_and_lef
     await bridge.taken(mixed)
 
 
+async def test_p7_a_dataset_whose_record_cannot_be_read_does_not_keep_its_job_out(
+    system: System, bridge: Bridge
+) -> None:
+    pid = await system.dataset(FILES, landed=False)
+    record = system.standin.store.get("datasets", pid)
+    assert record is not None
+    system.standin.store.put("datasets", pid, {**record, "datasetlifecycle": {"storageLocation": 7}})
+    job = await system.job(pid)
+    await bridge.taken(job)
+    assert await bridge.workflow(job) is not None
+
+
 async def test_an_unknown_job_is_a_404(system: System, bridge: Bridge) -> None:
     job = str(uuid4())
     is_problem(await bridge.post({"id": job, "type": "archive"}), 404, f"SciCat knows no job {job}")
