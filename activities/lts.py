@@ -15,6 +15,7 @@ from temporalio import activity
 from activities.running import Beat, told
 from archiver import model as m
 from archiver.datablock.bag import bag_files, least_level
+from archiver.datablock.events import agent, in_order, stamp
 from archiver.datablock.record import DatablockRecord
 from archiver.datablock.verifier import VerifierProcess
 from archiver.errors import IntegrityMismatch, LtsFault, OwnFault
@@ -75,7 +76,7 @@ class LtsActivities:
                 self._staging.stream(key, size=entry.size, version=entry.version),
                 size=request.packed_bytes,
                 sha256=request.sha256,
-                attempt=f"{str(info.workflow_run_id)[:8]}-{info.activity_id}-{info.attempt}",
+                attempt=_attempt(),
                 promise=self._promise(request),
                 progress=Beat(request.packed_bytes),
             )
@@ -116,6 +117,19 @@ class LtsActivities:
                 direct_io=self._settings.lts.direct_io,
                 progress=Beat(request.packed_bytes),
             )
+        info = activity.info()
+        event = m.Event(
+            time=stamp(),
+            type="fixity check",
+            event=f"Datablock {request.n}{'' if request.manifest_sha256 else ', which was there already,'} was read back from "
+            f"the LTS and unpacked: all {result.files} files are those of its manifest",
+            agent=agent(),
+            object=archive_id(request.pid, request.n, request.format),
+            job=request.job_id,
+            workflow=str(info.workflow_id),
+            run=str(info.workflow_run_id),
+            detail={"files": result.files, "level": result.level, "read": result.how_read, "sha256": result.sha256},
+        )
         record = DatablockRecord(
             n=request.n,
             plan_id=request.plan_id,
@@ -128,9 +142,9 @@ class LtsActivities:
             level=result.level,
             how_read=result.how_read,
             verified_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            events=[one.model_dump() for one in (*request.events, event)],
         )
-        info = activity.info()
-        attempt = f"{str(info.workflow_run_id)[:8]}-{info.activity_id}-{info.attempt}"
+        attempt = _attempt()
         self._lts.put_small(path, manifest_file, manifest, attempt)
         if not request.manifest_sha256:
             self._staging.put(keys.manifest(request.plan_id, request.n), manifest)
@@ -142,6 +156,7 @@ class LtsActivities:
             packed_bytes=result.packed_bytes,
             files=result.files,
             sha256=result.sha256,
+            event=event,
         )
 
     @activity.defn(name="survey-lts", no_thread_cancel_exception=True)
@@ -176,6 +191,8 @@ class LtsActivities:
             DatablockRecord.from_json(self._needed(keys.verified(request.plan_id, n))) for n in self._all(request)
         ]
         record = self._needed(keys.record)
+        of_datablocks = [m.Event.model_validate(event) for record in records for event in record.events]
+        self._lts.record_events(path, in_order([*request.events, *of_datablocks]), _attempt(), beat)
         self._lts.publish_bag(
             path,
             bag_files(
@@ -195,10 +212,22 @@ class LtsActivities:
     @told
     def roll_back_lts(self, request: m.DatasetRef) -> m.Done:
         """Remove partial and unverified files of the dataset and its promises. Verified datablocks stay (P3)."""
-        Beat()
-        removed = self._lts.remove_unverified(pid_path(request.pid))
-        self._lts.release_all(pid_path(request.pid))
+        beat, path = Beat(), pid_path(request.pid)
+        removed = self._lts.remove_unverified(path)
+        self._lts.release_all(path)
+        # Where nothing verified stays, nothing is left to tell of.
+        if request.events and any(
+            self._lts.size_of(path, f"data/{manifest_name(n)}") is not None for n in self._all(request)
+        ):
+            self._lts.record_events(path, in_order(request.events), _attempt(), beat)
         return m.Done(what=f"{removed} unverified files removed")
+
+    @activity.defn(name="record-events", no_thread_cancel_exception=True)
+    @told
+    def record_events(self, request: m.DatasetRef) -> m.Done:
+        """Add to the receipt beside the bag what came after it: registration, the last status, deletion of sources."""
+        self._lts.record_events(pid_path(request.pid), request.events, _attempt(), Beat())
+        return m.Done(what=f"{len(request.events)} events")
 
     @activity.defn(name="condemn-datablock", no_thread_cancel_exception=True)
     @told
@@ -239,3 +268,9 @@ class LtsActivities:
                 retryable=False,
             )
         return data
+
+
+def _attempt() -> str:
+    """The name under which this attempt writes."""
+    info = activity.info()
+    return f"{str(info.workflow_run_id)[:8]}-{info.activity_id}-{info.attempt}"

@@ -105,6 +105,7 @@ class Service:
                 bag: list[Callable[..., Any]] = [
                     on_lts.survey_lts,
                     on_lts.publish_bag,
+                    on_lts.record_events,
                     on_lts.roll_back_lts,
                     on_lts.condemn_datablock,
                     LtsSweep(settings, lts).find_on_lts,

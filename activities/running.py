@@ -21,6 +21,7 @@ from temporalio import activity
 from temporalio.exceptions import ApplicationError, CancelledError
 
 from archiver import model as m
+from archiver.datablock.events import agent
 from archiver.errors import ArchiverError, ContentError, OwnFault, Refused, Stopped
 from archiver.log import scrub
 from archiver.progress import uncut
@@ -74,7 +75,7 @@ def told(function: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            return function(*args, **kwargs)
+            return _signed(function(*args, **kwargs))
         except Exception as error:  # noqa: BLE001  the one place where the domain's errors meet Temporal
             raise failure(error, args[-1] if args else None) from None
 
@@ -88,7 +89,7 @@ def told_async(function: Callable[P, Awaitable[R]]) -> Callable[P, Awaitable[R]]
     async def run(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             async with _heard():
-                return await function(*args, **kwargs)
+                return _signed(await function(*args, **kwargs))
         except Exception as error:  # noqa: BLE001  the one place where the domain's errors meet Temporal
             raise failure(error, args[-1] if args else None) from None
         except asyncio.CancelledError:
@@ -99,6 +100,13 @@ def told_async(function: Callable[P, Awaitable[R]]) -> Callable[P, Awaitable[R]]
             raise ApplicationError("stopped by the worker's shutdown, to be taken up again", type="Stopped") from None
 
     return run
+
+
+def _signed(result: R) -> R:
+    """A result that tells by whom it was made (``Event.agent``) says so."""
+    if isinstance(result, m.Wire) and "agent" in type(result).model_fields:
+        return result.model_copy(update={"agent": agent()})
+    return result
 
 
 @asynccontextmanager

@@ -79,6 +79,23 @@ class ErrorInfo(Wire):
     where: str = ""
 
 
+class Event(Wire):
+    """One thing that happened to a dataset, for its receipt (docs/receipt.md). ``type``: a PREMIS event type."""
+
+    time: str
+    type: str
+    event: str
+    """What happened, as a curator would say it."""
+    outcome: Literal["success", "failure"] = "success"
+    agent: str = ""
+    object: str = ""
+    """The dataset's pid, or a datablock's archiveId."""
+    job: str = ""
+    workflow: str = ""
+    run: str = ""
+    detail: dict[str, int | float | str] = {}
+
+
 Outcome = Literal["archived", "already_archived", "failed", "cancelled"]
 
 
@@ -213,6 +230,8 @@ class DatasetState(Wire):
     next_datablock: int = 1
     packed_bytes: int = 0
     subscribers: list[str] = []
+    events: list[Event] = []
+    """Those of the dataset as a whole; those of a datablock lie with its record in staging."""
 
 
 class ArchiveDatasetRequest(Wire):
@@ -244,6 +263,8 @@ class BeginDatasetResult(Wire):
     files: int = 0
     size_bytes: int = 0
     packed_bytes: int = 0
+    agent: str = ""
+    """Who did it: our name and version, and the host. So in every result that makes an event (``Event.agent``)."""
 
 
 class PidRequest(Wire):
@@ -280,6 +301,7 @@ class PlanResult(Wire):
     files: int
     size_bytes: int
     largest_bytes: int
+    agent: str = ""
 
 
 class SurveyRequest(Wire):
@@ -298,6 +320,7 @@ class SurveyResult(Wire):
     complete: bool = False
     superseded: int = 0
     removed: int = 0
+    agent: str = ""
 
 
 class ArchiveDatablockRequest(Wire):
@@ -341,6 +364,7 @@ class PackResult(Wire):
     files: int
     sha256: str
     manifest_sha256: str
+    agent: str = ""
 
 
 class SpaceRequest(DatablockRef):
@@ -366,6 +390,7 @@ class CopyResult(Wire):
     """The datablock lies on the LTS, not yet verified."""
 
     archive_id: str
+    agent: str = ""
 
 
 class VerifyRequest(DatablockRef):
@@ -376,6 +401,9 @@ class VerifyRequest(DatablockRef):
 
     packed_bytes: int = 0
     manifest_sha256: str = ""
+    job_id: str = ""
+    events: list[Event] = []
+    """What happened to this datablock in this run until now, to be kept with its record."""
 
 
 class VerifyResult(Wire):
@@ -387,6 +415,7 @@ class VerifyResult(Wire):
     packed_bytes: int
     files: int
     sha256: str
+    event: Event | None = None
 
 
 class ArchiveDatablockResult(Wire):
@@ -398,6 +427,7 @@ class ArchiveDatablockResult(Wire):
     files: int
     level: str
     reused: bool = False
+    events: list[Event] = []
 
 
 class DatasetRef(Wire):
@@ -409,6 +439,8 @@ class DatasetRef(Wire):
     format: str = "tar.gz"
     datablocks: int = 0
     source: dict[str, str] = {}
+    events: list[Event] = []
+    """What happened to the dataset, for its receipt, where the activity writes that."""
 
 
 class BagResult(Wire):
@@ -416,6 +448,7 @@ class BagResult(Wire):
 
     files: int
     level: str
+    agent: str = ""
 
 
 class RegisterResult(Wire):
@@ -426,6 +459,7 @@ class RegisterResult(Wire):
     size_bytes: int
     packed_bytes: int
     created: int
+    agent: str = ""
 
 
 class FinishDatasetRequest(Wire):
@@ -453,6 +487,7 @@ class Done(Wire):
     """Result of an activity that has nothing to say but what it did."""
 
     what: str = ""
+    agent: str = ""
 
 
 class DeleteResult(Wire):
@@ -460,6 +495,7 @@ class DeleteResult(Wire):
 
     files: int
     kept: int = 0
+    agent: str = ""
 
 
 class Heartbeat(Wire):
@@ -538,6 +574,8 @@ class SweepJobsResult(Wire):
     """Lost, but not for long enough yet."""
     foreign: int = 0
     """Another archive's: left alone."""
+    failed: int = 0
+    """SciCat did not answer for it, as it did for others: the next sweep tries again."""
     more: bool = False
     """Time was up: the next step goes on."""
     lines: list[str] = []
@@ -574,8 +612,6 @@ class LookResult(Wire):
     idle: bool
     why: str = ""
     archived: bool = False
-    failed: int = 0
-    """SciCat did not answer for it, as it did for others: the next sweep tries again."""
     started: bool = False
     """SciCat has it as started, by us, and not for a short time only."""
     job_id: str = ""

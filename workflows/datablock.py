@@ -10,7 +10,7 @@ from temporalio.exceptions import ActivityError
 with workflow.unsafe.imports_passed_through():
     from archiver import model as m
 
-from workflows import steps
+from workflows import receipt, steps
 from workflows.visible import details, explain, size
 
 MISMATCH = "IntegrityMismatch"
@@ -28,6 +28,7 @@ class ArchiveDatablock:
         self.stage = "queued"
         self.tries = 1
         self.packed: m.PackResult | None = None
+        self.events: list[m.Event] = []
 
     @workflow.query(description="Stage and sizes of this datablock; live bytes are in the pending activity's heartbeat")
     def progress(self) -> m.DatablockProgress:
@@ -55,10 +56,13 @@ class ArchiveDatablock:
                     await self.copy(packed)
                 return await self.verify(packed)
             except ActivityError as error:
-                if explain(error).type != MISMATCH or self.tries >= TRIES:
+                cause = explain(error)
+                if cause.type != MISMATCH or self.tries >= TRIES:
                     raise
                 self.tries += 1
+                self.note("fixity check", f"did not match: {cause.message}", failed=True)
                 await self.condemn()
+                self.note("quarantine", "was set aside on the LTS, unchanged, to be looked at; it is made anew")
 
     async def pack(self) -> m.PackResult:
         """Pack into staging."""
@@ -70,7 +74,19 @@ class ArchiveDatablock:
             summary=f"pack datablock {r.n}/{r.of} of {r.pid}",
             size_bytes=r.largest_bytes,
         )
-        return self.packed
+        packed = self.packed
+        self.note(
+            "packing",
+            f"was packed: {packed.files} files, each read once, its SHA-256 taken and compared with the catalogue's checksum "
+            "where it has one",
+            agent=packed.agent,
+            files=packed.files,
+            bytes=packed.size_bytes,
+            packed_bytes=packed.packed_bytes,
+            sha256=packed.sha256,
+            manifest_sha256=packed.manifest_sha256,
+        )
+        return packed
 
     async def copy(self, packed: m.PackResult) -> None:
         """Wait for space, then copy; the space is promised to this datablock in between."""
@@ -82,11 +98,17 @@ class ArchiveDatablock:
             summary=f"wait for {size(packed.packed_bytes)} on the LTS for datablock {r.n}/{r.of}",
         )
         self.at("copy to LTS")
-        await steps.COPY.run(
+        copied = await steps.COPY.run(
             m.CopyRequest(**self.ref(), packed_bytes=packed.packed_bytes, sha256=packed.sha256),
             policy=r.policy,
             summary=f"copy datablock {r.n}/{r.of} to the LTS, {size(packed.packed_bytes)}",
             size_bytes=packed.packed_bytes,
+        )
+        self.note(
+            "transfer",
+            "was copied to the LTS; its bytes are those that were packed",
+            agent=copied.agent,
+            packed_bytes=packed.packed_bytes,
         )
 
     async def verify(self, packed: m.PackResult | None) -> m.ArchiveDatablockResult:
@@ -95,7 +117,7 @@ class ArchiveDatablock:
         self.at("verify in LTS")
         known = {"packed_bytes": packed.packed_bytes, "manifest_sha256": packed.manifest_sha256} if packed else {}
         verified = await steps.VERIFY.run(
-            m.VerifyRequest(**self.ref(), **known),
+            m.VerifyRequest(**self.ref(), **known, job_id=r.job_id, events=self.events),
             policy=r.policy,
             summary=f"verify datablock {r.n}/{r.of} in the LTS" + ("" if packed else " (was there already)"),
             size_bytes=max(r.largest_bytes, packed.packed_bytes if packed else 0),
@@ -108,6 +130,7 @@ class ArchiveDatablock:
             files=verified.files,
             level=verified.level,
             reused=packed is None,
+            events=[*self.events, *filter(None, [verified.event])],
         )
 
     async def condemn(self) -> None:
@@ -118,6 +141,21 @@ class ArchiveDatablock:
             policy=r.policy,
             summary=f"set datablock {r.n}/{r.of} aside: it did not verify",
         )
+
+    def note(self, type: str, text: str, *, agent: str = "", failed: bool = False, **detail: int | float | str) -> None:
+        """Remember what happened, for the dataset's receipt."""
+        r = self.request
+        said = receipt.event(
+            type,
+            f"Datablock {r.n} {text}",
+            pid=r.pid,
+            job=r.job_id,
+            datablock=f"{r.n}.{r.format}",
+            agent=agent,
+            failed=failed,
+            detail=detail,
+        )
+        self.events.append(said)
 
     def ref(self) -> dict[str, Any]:
         """The fields of ``DatablockRef``."""

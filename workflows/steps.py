@@ -121,6 +121,7 @@ COPY = Step[m.CopyRequest, m.CopyResult]("copy-to-lts", LTS_COPY, m.CopyResult, 
 VERIFY = Step[m.VerifyRequest, m.VerifyResult]("verify-in-lts", LTS_VERIFY, m.VerifyResult, 24 * HOUR, 5)
 SURVEY_LTS = Step[m.SurveyRequest, m.SurveyResult]("survey-lts", LTS_BAG, m.SurveyResult, HOUR)
 PUBLISH_BAG = Step[m.DatasetRef, m.BagResult]("publish-bag", LTS_BAG, m.BagResult, 2 * HOUR)
+RECORD_EVENTS = Step[m.DatasetRef, m.Done]("record-events", LTS_BAG, m.Done, HOUR)
 ROLL_BACK_LTS = Step[m.DatasetRef, m.Done]("roll-back-lts", LTS_BAG, m.Done, HOUR)
 CONDEMN = Step[m.DatablockRef, m.Done]("condemn-datablock", LTS_BAG, m.Done, HOUR)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,8 @@ class DatablockRecord:
     level: str
     how_read: str
     verified_at: str
+    events: list[dict[str, Any]] = field(default_factory=list)
+    """What happened to it in the run that verified it, for the dataset's receipt."""
 
     def to_json(self) -> bytes:
         """For the staging bucket."""

@@ -22,7 +22,9 @@ from pathlib import Path
 from typing import Protocol
 from urllib.parse import quote
 
+from archiver import model as m
 from archiver.datablock.bag import PAYLOAD_MANIFEST, TAG_MANIFEST, read_bag_info, read_manifest_sha256
+from archiver.datablock.events import EVENTS, added
 from archiver.datablock.manifest import ManifestReader
 from archiver.direct_io import PastCacheReader
 from archiver.errors import IntegrityMismatch, LtsFault, LtsFull, LtsMarkerMissing, StagingFault
@@ -40,7 +42,9 @@ LOOK_SECONDS = 1.0
 _DATABLOCK = re.compile(r"(\d+)\.(tar\.gz|tar\.zst|tar)")
 _MANIFEST = re.compile(r"(\d+)\.manifest\.jsonl\.gz")
 _PARTIAL = re.compile(r"\.\d+\.(tar\.gz|tar\.zst|tar|manifest\.jsonl\.gz)\.[^/]+\.partial")
-_TAG_PARTIAL = re.compile(r"\.(bagit\.txt|bag-info\.txt|dataset\.json|(tag)?manifest-sha256\.txt)(\.[^/]+)?\.partial")
+_TAG_PARTIAL = re.compile(
+    r"\.(bagit\.txt|bag-info\.txt|dataset\.json|events\.jsonl|(tag)?manifest-sha256\.txt)(\.[^/]+)?\.partial"
+)
 
 
 @dataclass(frozen=True)
@@ -116,6 +120,9 @@ class Lts(Protocol):
 
     def publish_bag(self, dataset: str, files: dict[str, bytes], plan_id: str, progress: Progress) -> None:
         """Write the bag's files, each whole or not at all, the last of them last."""
+
+    def record_events(self, dataset: str, events: list[m.Event], attempt: str, progress: Progress) -> None:
+        """Add to the dataset's receipt what it does not say yet, whole or not at all. What it says stays in front."""
 
     def survey(self, dataset: str, plan_id: str, datablocks: int) -> Survey:
         """See what is there; remove what did not verify, set aside what another plan left."""
@@ -430,6 +437,23 @@ class FileSystemLts:
                     draft.replace(folder / name)
                 progress.note(f"wrote {name}")
             self._write_durably(folder / last, files[last], "bag")
+
+    def record_events(self, dataset: str, events: list[m.Event], attempt: str, progress: Progress) -> None:
+        """As ``Lts``. The one file beside a complete bag that is ever replaced; no manifest of the bag names it."""
+        self.check_marker()
+        final = self._root / dataset / EVENTS
+        with self._faults(str(final)):
+            before = self._small(final) if self._is_there(final) else b""
+            after = added(before, events)
+            if after == before:
+                return
+            for draft in final.parent.glob(f".{EVENTS}.*.partial"):
+                draft.unlink(missing_ok=True)
+            with self._partial(final, attempt) as draft:
+                self._write_small(draft, after)
+                # Raises if another attempt has taken over meanwhile: it may have written more.
+                progress.note(f"wrote {EVENTS}")
+                draft.replace(final)
 
     def _small(self, path: Path) -> bytes:
         with self._faults(str(path)):

@@ -31,11 +31,12 @@ DONE_ALREADY: dict[str, set[str]] = {
     "survey-lts": {"superseded", "removed"},
     "register-datablocks": {"created"},
     "delete-sources": {"files", "kept"},
+    "verify-in-lts": {"event"},
     "clean-staging": {"what"},
     "roll-back-lts": {"what"},
     "fail-dataset": {"what"},
 }
-"""What a second run may say otherwise: how long it waited, and how much was left for it to do."""
+"""What a second run may say otherwise: how long it waited, when it read, and how much was left for it to do."""
 
 
 class Twice(Interceptor):

@@ -1,0 +1,8 @@
+"""Systems on real parts, as the pipeline's tests have them, and the ``archiver`` command beside them."""
+
+from __future__ import annotations
+
+from tests.operators.conftest import run
+from tests.pipeline.conftest import make_system, served, system
+
+__all__ = ["make_system", "run", "served", "system"]
