@@ -6,6 +6,7 @@ Deleting and aborting are tried first, on what does not exist: where they are re
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from functools import partial
@@ -21,6 +22,7 @@ from cli.doctor.clocks import ask, date_of
 from cli.doctor.ground import Ground, now
 
 OLD = timedelta(days=1)
+AGAIN_SECONDS = 0.2
 BUCKETS = ("staging", "retrieval")
 KNOWN = ("AccessDenied", "AllAccessDisabled", "MethodNotAllowed", "NotImplemented", "403")
 """What servers say to an account that they know and that may not list buckets; all else is of the account itself."""
@@ -148,10 +150,15 @@ def _with_object(bucket: Bucket, key: str) -> Callable[[Callable[[str, bytes], F
 
     def work(see: Callable[[str, bytes], Finding]) -> Finding:
         data = hashlib.sha256(key.encode()).hexdigest().encode() * 16
-        try:
-            bucket.put(key, data)
-        except SystemFault as fault:
-            return fail(f"{bucket.name}: {fault.found or fault.what}")
+        for last in (False, False, True):
+            try:
+                bucket.put(key, data)
+                break
+            except SystemFault as fault:
+                if last:
+                    return fail(f"{bucket.name}: {fault.found or fault.what}")
+                # On a server that keeps folders, another doctor's delete may have taken ours away; workers try again too.
+                time.sleep(AGAIN_SECONDS)
         try:
             finding = see(key, data)
         finally:

@@ -96,7 +96,7 @@ async def test_what_a_killed_doctor_left_is_removed_by_the_next(ward: Ward, s3_p
 
 async def test_two_doctors_at_once_do_not_disturb_each_other(ward: Ward) -> None:
     for seen in await asyncio.gather(*(ward.look() for _ in range(3))):
-        assert seen.problems == set()
+        assert seen.problems == set(), [seen[name].finding.found for name in seen.problems]
 
 
 async def test_a_check_that_hangs_breaks_or_raises_ends_no_other() -> None:
