@@ -253,6 +253,15 @@ def status(ref: Annotated[str, typer.Argument(help=REF, metavar="REF")]) -> None
 
 
 @app.command()
+def receipt(pid: Annotated[str, typer.Argument(help="A dataset's pid.", metavar="PID")]) -> None:
+    """What happened to a dataset, in order: its receipt beside the bag, else what SciCat and Temporal still know."""
+    from cli.receipt import receipt as receipt_of
+
+    text, data = asyncio.run(receipt_of(options.settings(), pid))
+    options.out(text, **data)
+
+
+@app.command()
 def watch(
     ref: Annotated[str, typer.Argument(help=REF, metavar="REF")],
     timeout: Annotated[float | None, typer.Option(min=0, help="Stop watching after so many seconds (124).")] = None,

@@ -153,6 +153,7 @@ class Datablock(Record):
     size: int
     packed_size: int = Field(alias="packedSize")
     version: Text = ""
+    created_at: Text = Field("", alias="createdAt")
     files: int = 0
 
     @classmethod

@@ -179,7 +179,9 @@ async def test_p6_every_activity_may_be_run_twice(make_system: MakeSystem) -> No
         nothing_left(system, pid)
 
     assert twice.differences == []
-    assert set(twice.seen) == {step.name for step in steps.ALL if step not in steps.SWEEPS}
+    # A further page is read only by jobs of more datasets than their beginning lists.
+    others = {*steps.SWEEPS, steps.READ_JOB_PAGE}
+    assert set(twice.seen) == {step.name for step in steps.ALL if step not in others}
 
 
 async def _at(system: System, pid: str, n: int, name: str) -> bool:
