@@ -23,6 +23,7 @@ from benchmarks.bridge import posts
 from benchmarks.compared import compared
 from benchmarks.memory import memory
 from benchmarks.orchestrated import hundred, tiny
+from benchmarks.status import status
 from benchmarks.sweep import sweep
 from benchmarks.system import System
 from benchmarks.verified import verified
@@ -30,7 +31,7 @@ from benchmarks.workloads import DETECTOR, RANDOM, SMALL_FILES
 from cli.programs import ROOT
 from cli.servers import forget_callers_settings
 
-PARTS = ("detector", "random", "small-files", "verify", "tiny", "hundred", "memory", "bridge", "sweep")
+PARTS = ("detector", "random", "small-files", "verify", "tiny", "hundred", "memory", "bridge", "sweep", "status")
 
 
 def main() -> int:
@@ -88,6 +89,8 @@ async def measure(folder: Path, given: argparse.Namespace) -> list[table.Row]:
             rows += await hundred(bench, 20 if given.small else 100, given.rounds)
         if "memory" in given.only:
             rows += await memory(bench, small=given.small, large=given.large)
+        if "status" in given.only:  # last: its workflows stay
+            rows += await status(bench, 1000 if given.small else 10_000, given.rounds)
         if "bridge" in given.only:
             # What it starts would be run by the workers of another part: it stops them, and they stay stopped.
             rows += await posts(bench, 400 if given.small else 2000)

@@ -1,4 +1,4 @@
-"""What ``archiver watch`` shows, kept as docs/images/watch.svg: ``PICTURES=1 pytest tests/operators/test_watch.py -k picture``."""
+"""The picture of ``archiver watch``, docs/images/watch.svg: ``PICTURES=1 pytest tests/operators/test_watch.py -k picture``."""
 
 from __future__ import annotations
 

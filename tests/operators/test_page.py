@@ -8,7 +8,6 @@ import os
 import re
 import subprocess
 from base64 import b64decode
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,9 +50,9 @@ class Shell:
 
 
 @pytest.fixture
-async def shell(served: System, tmp_path: Path) -> AsyncIterator[Shell]:
+async def shell(served: System, tmp_path: Path) -> Shell:
     (tmp_path / "temporal").symlink_to(obtain("temporal"))
-    yield Shell(served, tmp_path)
+    return Shell(served, tmp_path)
 
 
 async def test_the_page_has_ten_questions_each_with_its_command() -> None:
