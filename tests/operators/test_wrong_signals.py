@@ -14,7 +14,7 @@ from tests.operators.test_status import FILES, waiting_for_space
 from tests.pipeline.moments import full_lts
 from tests.pipeline.system import System
 
-WRONG = ['"x"', "5", "[]", '{"reason": 5}', '{"reason": {"a": 1}, "who": []}', '{"workflow_id": null}', '"\\ud800"']
+WRONG = ['"x"', "5", "[]", '{"reason": 5}', '{"reason": {"a": 1}, "who": []}', '{"reason": null}', '"\\ud800"']
 JOB_SIGNALS = ("cancel", "dataset_done", "no_such_signal")
 DATASET_SIGNALS = ("cancel", "subscribe", "no_such_signal")
 
@@ -48,7 +48,8 @@ async def test_wrong_signals_leave_a_workflow_answering_and_a_right_one_stops_it
             if name != "cancel":
                 await signal(served, workflow, name, None)
                 await signal(served, workflow, name, "null")
-            await signal(served, workflow, name, "not json at all", "--input-meta", "encoding=binary/null")
+                await signal(served, workflow, name, '{"workflow_id": null, "pid": 5}')
+                await signal(served, workflow, name, "{}", "--input-meta", "encoding=binary/null")
             await signal(served, workflow, name, "{}", "--input-meta", "encoding=from/nowhere")
         progress = await asked.query("progress")
         assert progress["stage"] in ("datasets", "datablocks"), "no wrong signal stopped it, nor stands in its way"
