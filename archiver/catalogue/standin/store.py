@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
 import threading
 from typing import Any
 
 Document = dict[str, Any]
+_DATE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d")
 
 
 class Raw:
@@ -138,11 +140,16 @@ def _field(found: list[Any], wanted: Any) -> bool:
         tests = {
             "$in": lambda value: any(one in value for one in found),
             "$ne": lambda value: value not in found,
-            "$gt": lambda value: any(type(one) is type(value) and one > value for one in found),
+            "$gt": lambda value: any(type(one) is type(value) and not _is_date(one) and one > value for one in found),
             "$exists": lambda value: bool(found) is bool(value),
         }
         return all(operator in tests and tests[operator](value) for operator, value in wanted.items())
     return wanted in found
+
+
+def _is_date(value: Any) -> bool:
+    """Mongo holds these as dates, and an aggregate does not cast the text that they are compared with (contract 1.6)."""
+    return isinstance(value, str) and _DATE.match(value) is not None
 
 
 def ordered(documents: list[Document], sort: Any) -> list[Document]:
