@@ -13,7 +13,6 @@ from typing import Any
 
 from temporalio.api.enums.v1 import EventType
 from temporalio.client import Client, WorkflowExecution
-from temporalio.service import RPCError, RPCStatusCode
 
 from activities.connection import Unreachable, answering, connect
 from archiver import model as m
@@ -26,7 +25,7 @@ from archiver.pids import pid_path, workflow_id
 from archiver.settings import Settings
 from archiver.storage.lts import FileSystemLts
 from cli import exits
-from cli.refs import RPC
+from cli.refs import RPC, describe
 
 Data = dict[str, Any]
 
@@ -53,7 +52,10 @@ STEPS = {
 
 async def receipt(settings: Settings, pid: str) -> tuple[str, Data]:
     """For people, and as data. Raises ``NotFound``; the error of a source that does not answer, where no other knows more."""
-    events, sources, problem = _on_lts(settings, pid)
+    if not pid:
+        raise _unknown(pid)
+    events, sources = _on_lts(settings, pid)
+    problem: ArchiverError | None = None
     if not any(event.get("type") == "ingestion end" and event.get("outcome") == "success" for event in events):
         recorded = {event.get("run") for event in events}
         registered = any(event.get("type") == CHANGED for event in events)
@@ -73,14 +75,18 @@ async def receipt(settings: Settings, pid: str) -> tuple[str, Data]:
         if not events and not known:
             if problem is not None:
                 raise problem
-            raise exits.NotFound(
-                f"nothing is known of dataset {pid[:200]!r}",
-                expected="the pid of a dataset that SciCat has, or that was archived here",
-                found="no receipt on the LTS, no record in SciCat, no run in Temporal",
-                next_step="check the pid; a job's datasets are listed by  archiver status JOB",
-            )
+            raise _unknown(pid)
         events = _merged(events, known)
     return "\n".join(_lines(pid, events, sources)), {"pid": pid, "sources": sources, "events": events}
+
+
+def _unknown(pid: str) -> exits.NotFound:
+    return exits.NotFound(
+        f"nothing is known of dataset {pid[:200]!a}",
+        expected="the pid of a dataset that SciCat has, or that was archived here",
+        found="no receipt on the LTS, no record in SciCat, no run in Temporal",
+        next_step="check the pid; a job's datasets are listed by  archiver status JOB",
+    )
 
 
 async def _ask(ask: Callable[[], Awaitable[list[Data]]]) -> list[Data]:
@@ -100,21 +106,21 @@ def _merged(recorded: list[Data], known: list[Data]) -> list[Data]:
 # --- the sources ------------------------------------------------------------------------------------------------------
 
 
-def _on_lts(settings: Settings, pid: str) -> tuple[list[Data], dict[str, str], ArchiverError | None]:
+def _on_lts(settings: Settings, pid: str) -> tuple[list[Data], dict[str, str]]:
     """The receipt beside the bag, if this machine sees the LTS and there is one."""
     try:
         folder = pid_path(pid)
     except ValueError:
-        return [], {"lts": "none: such a pid has no directory on the LTS"}, None
+        return [], {"lts": "none: such a pid has no directory on the LTS"}
     path = settings.lts.root / folder / EVENTS
     try:
         data = FileSystemLts(settings.lts).get_small(folder, EVENTS)
     except LtsFault as fault:
         # A machine that does not mount the LTS is not at fault.
-        return [], {"lts": f"missing: {fault.one_line()}"}, None
+        return [], {"lts": f"missing: {fault.one_line()}"}
     if data is None:
-        return [], {"lts": f"none: there is no {path}"}, None
-    return [{**event, "source": "lts"} for event in read(data)], {"lts": str(path)}, None
+        return [], {"lts": f"none: there is no {path}"}
+    return [{**event, "source": "lts"} for event in read(data)], {"lts": str(path)}
 
 
 async def _in_scicat(settings: Settings, pid: str, *, datablocks: bool) -> list[Data]:
@@ -166,13 +172,14 @@ async def _in_temporal(settings: Settings, pid: str, recorded: set[Any]) -> list
     name = workflow_id("archive-dataset", pid)
     quoted = name.replace("\\", "\\\\").replace("'", "\\'")
     with answering():
-        try:
-            listed = client.list_workflows(f"WorkflowId = '{quoted}'", limit=RUNS, page_size=RUNS, rpc_timeout=RPC)
-            runs = [run async for run in listed]
-        except RPCError as error:
-            if error.status == RPCStatusCode.INVALID_ARGUMENT:  # a name that Temporal does not take names nothing
-                return []
-            raise
+        latest = await describe(client, name)
+        if latest is None:
+            return []
+        # Only a name that is one is asked for in a query: what others do to a server's SQL is not tried.
+        listed = client.list_workflows(f"WorkflowId = '{quoted}'", limit=RUNS, page_size=RUNS, rpc_timeout=RPC)
+        runs: list[WorkflowExecution] = [run async for run in listed]
+        if latest.run_id not in {run.run_id for run in runs}:  # the list may be a moment behind
+            runs.insert(0, latest)
         events: list[Data] = []
         for run in reversed(runs):
             if run.run_id not in recorded:

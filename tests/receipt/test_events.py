@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import json
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from temporalio import activity
+from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, Interceptor
+
 from archiver import model as m
+from archiver.pids import pid_path
 from tests.pipeline.conftest import MakeSystem
 from tests.pipeline.moments import MIB, dataset_workflow, full_lts, noise, stage, until
 from tests.pipeline.oracle import assert_archived
@@ -72,3 +77,88 @@ async def test_p3_archiving_an_archived_dataset_leaves_its_receipt_as_it_is(serv
     before = receipt(served, pid).read_bytes(), receipt(served, pid).stat().st_ino
     assert (await served.archive(pid)).counts == m.Counts(already_archived=1)
     assert (receipt(served, pid).read_bytes(), receipt(served, pid).stat().st_ino) == before
+
+
+async def test_a_stopped_run_is_told_before_the_one_that_uses_what_it_verified(make_system: MakeSystem) -> None:
+    system = await make_system(SETTINGS)
+    after = After()
+    async with system.workers(interceptors=[after]):
+        pid = await system.dataset(FILES)
+        with full_lts(system, now=False) as fill:
+            after.then["verify-in-lts"] = fill
+            first = await system.job(pid)
+            handle = await system.start_job(first)
+            await until(lambda: _waits(system, pid, 2), "datablock 2 waits for space")
+            await dataset_workflow(system, pid).signal("cancel", m.StopRequest(reason="beam time over", who="anna"))
+            assert (await handle.result()).counts == m.Counts(cancelled=1)
+        stopped = events(system, pid)
+        assert kinds(stopped) == [*BEGUN, *MADE, ("ingestion end", "failure")]
+        assert stopped[-1]["event"] == "The dataset was not archived: stopped by anna: beam time over"
+        second = await system.job(pid)
+        await (await system.start_job(second)).result()
+    await assert_archived(system, pid, FILES)
+    found = events(system, pid)
+    assert found[: len(stopped)] == stopped, "what stood there stays in front"
+    again = found[len(stopped) :]
+    assert {event["job"] for event in stopped} == {first}
+    assert {event["job"] for event in again} == {second}
+    of = {n: [event for event in again if event["object"].endswith(f"/{n}.tar.gz")] for n in (1, 2)}
+    assert kinds(of[1]) == [("fixity check", "success")]
+    assert ", which was there already, was read back" in of[1][0]["event"]
+    assert kinds(of[2]) == MADE
+    assert kinds([event for event in again if event["object"] == pid]) == [*BEGUN, *DONE]
+
+
+async def test_a_datablock_that_did_not_match_was_set_aside_and_made_anew_and_sources_were_deleted_last(
+    make_system: MakeSystem,
+) -> None:
+    system = await make_system({**SETTINGS, "landing": {"delete_after_archive": True}})
+    after = After()
+    async with system.workers(interceptors=[after]):
+        pid = await system.dataset({"a.bin": FILES["a.bin"]})
+        after.then["copy-to-lts"] = lambda: _flip(system.lts / pid / "data" / "1.tar.gz")
+        assert (await system.archive(pid)).counts == m.Counts(archived=1)
+    await assert_archived(system, pid, {"a.bin": FILES["a.bin"]})
+    found = events(system, pid)
+    wrong = [("packing", "success"), ("transfer", "success"), ("fixity check", "failure"), ("quarantine", "success")]
+    assert kinds(found) == [*BEGUN, *wrong, *MADE, *DONE, ("deletion", "success")]
+    assert found[-1]["detail"] == {"files": 1, "kept": 0}
+
+
+async def test_a_pid_of_any_characters_has_a_receipt_of_whole_lines(served: System) -> None:
+    pid = "it's/a\\b \u202e\x1b[31m\u2028\nü"
+    await served.dataset({"a.txt": b"text"}, pid=pid)
+    assert (await served.archive(pid)).counts == m.Counts(archived=1)
+    found = events(served, pid_path(pid))
+    assert kinds(found) == [*BEGUN, *MADE, *DONE]
+    assert found[0]["object"] == pid
+    await assert_archived(served, pid, {"a.txt": b"text"}, bag=pid_path(pid))
+
+
+class After(Interceptor):
+    """Does something once, after a step's next end, before its workflow hears of it."""
+
+    def __init__(self) -> None:
+        self.then: dict[str, Callable[[], None]] = {}
+
+    def intercept_activity(self, next: ActivityInboundInterceptor) -> ActivityInboundInterceptor:
+        then = self.then
+
+        class Then(ActivityInboundInterceptor):
+            async def execute_activity(self, input: ExecuteActivityInput) -> Any:
+                result = await self.next.execute_activity(input)
+                if todo := then.pop(activity.info().activity_type, None):
+                    todo()
+                return result
+
+        return Then(next)
+
+
+async def _waits(system: System, pid: str, n: int) -> bool:
+    return await stage(system, pid, n) == "wait for LTS space"
+
+
+def _flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[1000] ^= 1
+    path.write_bytes(data)
