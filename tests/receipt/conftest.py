@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from tests.operators.conftest import run
 from tests.pipeline.conftest import make_system, served, system
+from tests.workflows.conftest import Serve, serve
 
-__all__ = ["make_system", "run", "served", "system"]
+__all__ = ["Serve", "make_system", "run", "serve", "served", "system"]

@@ -8,11 +8,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from temporalio import activity
 from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, Interceptor
 
 from archiver import model as m
+from archiver.datablock.events import added, in_order, line, read
 from archiver.pids import pid_path
+from archiver.progress import Silent
+from archiver.settings import LtsSettings
+from archiver.storage.lts import FileSystemLts
+from cli.receipt import receipt as receipt_of
 from tests.pipeline.conftest import MakeSystem
 from tests.pipeline.moments import MIB, dataset_workflow, full_lts, noise, stage, until
 from tests.pipeline.oracle import assert_archived
@@ -125,14 +131,70 @@ async def test_a_datablock_that_did_not_match_was_set_aside_and_made_anew_and_so
     assert found[-1]["detail"] == {"files": 1, "kept": 0}
 
 
-async def test_a_pid_of_any_characters_has_a_receipt_of_whole_lines(served: System) -> None:
-    pid = "it's/a\\b \u202e\x1b[31m\u2028\nü"
+async def test_a_pid_of_any_characters_has_a_receipt_of_whole_lines(served: System, tmp_path: Path) -> None:
+    pid = "it's/a\\b \u202e\x1b[31m\u2028ü"
     await served.dataset({"a.txt": b"text"}, pid=pid)
     assert (await served.archive(pid)).counts == m.Counts(archived=1)
     found = events(served, pid_path(pid))
     assert kinds(found) == [*BEGUN, *MADE, *DONE]
     assert found[0]["object"] == pid
     await assert_archived(served, pid, {"a.txt": b"text"}, bag=pid_path(pid))
+    nowhere = served.settings.lts.model_copy(update={"root": tmp_path})
+    for settings in (served.settings, served.settings.model_copy(update={"lts": nowhere})):
+        text, data = await receipt_of(settings, pid)
+        assert len(text.split("\n")) == 1 + len(data["sources"]) + len(data["events"])
+        assert text.replace("\n", "").isprintable()
+    assert any(event["source"] == "temporal" for event in data["events"])
+
+
+def test_p6_p5_what_is_recorded_twice_stands_there_once_and_a_killed_writer_leaves_the_old_receipt(
+    tmp_path: Path,
+) -> None:
+    lts = FileSystemLts(LtsSettings(root=tmp_path, reserve="0B"))
+    lts.setup()
+    first, second = (m.Event(time=f"2026-01-0{n}", type="packing", event=f"{n}", object="a/b") for n in (1, 2))
+    lts.record_events("a/b", [first], "run-1-1", Silent())
+    path = tmp_path / "a" / "b" / "events.jsonl"
+    before = path.read_bytes()
+
+    class Killed(Silent):
+        def note(self, text: str) -> None:
+            raise KeyboardInterrupt
+
+    draft = path.with_name(".events.jsonl.run-1-1.partial")
+    draft.write_bytes(b"cut sho")
+    with pytest.raises(KeyboardInterrupt):
+        lts.record_events("a/b", [second], "run-2-1", Killed())
+    assert path.read_bytes() == before
+    for _ in range(2):
+        lts.record_events("a/b", [first, second], "run-2-2", Silent())
+        assert path.read_bytes() == before + line(second)
+        assert [one.name for one in path.parent.iterdir()] == ["events.jsonl"]
+
+
+def test_a_receipt_without_its_last_newline_is_kept_and_goes_on_in_a_line_of_its_own() -> None:
+    event = m.Event(time="2026-01-01", type="packing", event="x")
+    assert added(b'{"half', [event]) == b'{"half\n' + line(event)
+
+
+def test_p10_a_full_receipt_counts_the_events_of_datablocks_and_still_tells_those_of_the_dataset(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("archiver.datablock.events.MAX_BYTES", 1000)
+    block = [m.Event(time=f"{n:04}", type="packing", event="x", object=f"a/b/data/{n}.tar.gz") for n in range(50)]
+    end = m.Event(time="9", type="ingestion end", event="done", object="a/b")
+    full = added(b"", [*block, end])
+    assert [event["event"] for event in read(full)] == [
+        "done",
+        "50 events of single datablocks are not listed: this receipt is full",
+    ]
+    assert added(full, [*block, end]) == full
+
+
+def test_events_stay_in_their_datablocks_order_where_clocks_differ() -> None:
+    made = [("3", "a"), ("1", "a"), ("2", "b")]
+    found = in_order(m.Event(time=time, type="packing", event="x", object=name) for time, name in made)
+    assert [(event.time, event.object) for event in found] == [("2", "b"), ("3", "a"), ("1", "a")]
 
 
 class After(Interceptor):

@@ -260,6 +260,24 @@ async def long_dataset(r: Recorder) -> None:
     await r.start()
 
 
+async def receipted(r: Recorder) -> None:
+    """What comes after the bag is added to the receipt: registration, the report, and the deletion of sources."""
+    await r.serve(Script(datasets=1, policy=m.Policy(delete_sources=True)))
+    await r.start()
+
+
+async def receipt_left(r: Recorder) -> None:
+    """The receipt cannot be written."""
+    script = Script(datablocks=1)
+
+    async def record(request: m.DatasetRef) -> m.Done:
+        raise content_error("the LTS is read-only", "system", "LtsFault")
+
+    script.replaced["record-events"] = record
+    await r.serve(script)
+    await r.start()
+
+
 SCENARIOS: tuple[Scenario, ...] = (
     good,
     again,
@@ -273,6 +291,8 @@ SCENARIOS: tuple[Scenario, ...] = (
     refused,
     long_job,
     long_dataset,
+    receipted,
+    receipt_left,
 )
 
 
