@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from typing import Any
-from uuid import uuid4
 
 import jsonschema
 import pytest
@@ -23,7 +22,7 @@ FILES = ["jobConfig.yaml", "jobConfig.rabbitmq.yaml"]
 TOKEN = "t0ken/with+signs=&<>'\""
 BRIDGE = {"ARCHIVER_BRIDGE_URL": "https://bridge.example:8000", "ARCHIVER_BRIDGE_TOKEN": TOKEN}
 HOSTILE = [
-    str(uuid4()),
+    "4b7e984d-42ee-471f-98e0-1225c0614beb",
     'quo"te',
     "new\nline\tand\\backslash",
     "}}}} {{{id}}} {{/if}}",
@@ -92,13 +91,13 @@ def test_one_dataset_of_another_archive_is_enough_to_refuse() -> None:
 @pytest.mark.parametrize("value", HOSTILE)
 @pytest.mark.parametrize("field", ["id", "type"])
 def test_the_webhooks_body_is_json_whatever_is_in_the_job(field: str, value: str) -> None:
-    job = {"id": str(uuid4()), "type": "archive", field: value, "ownerUser": 'x"}'}
+    job = {"id": "4b7e984d-42ee-471f-98e0-1225c0614beb", "type": "archive", field: value, "ownerUser": 'x"}'}
     (posted,) = performed(job_type("jobConfig.yaml", "archive")["create"]["actions"], {"job": job, "env": BRIDGE})
     assert json.loads(posted["body"]) == {"id": job["id"], "type": job["type"]}
 
 
 def test_the_webhook_is_one_that_our_bridge_lets_in_and_understands() -> None:
-    job = {"id": str(uuid4()), "type": "archive"}
+    job = {"id": "4b7e984d-42ee-471f-98e0-1225c0614beb", "type": "archive"}
     token = "b" * 40
     environment = {**BRIDGE, "ARCHIVER_BRIDGE_TOKEN": token}
     (posted,) = performed(job_type("jobConfig.yaml", "archive")["create"]["actions"], {"job": job, "env": environment})
