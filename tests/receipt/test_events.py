@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,9 @@ async def test_a_receipt_tells_what_happened_in_order_and_harms_neither_bag_nor_
     workflows = {event["object"]: event["workflow"] for event in found}
     assert workflows == {pid: f"archive-dataset/{pid}", block: f"archive-datablock/{pid}/1"}
     assert all(event["run"] and event["version"] == 1 for event in found)
-    assert {event["agent"] for event in found} == {f"scicat-archiver 0.1.0 on {socket.gethostname()}"}
+    assert {event["agent"] for event in found} == {
+        f"scicat-archiver {version('scicat-archiver')} on {socket.gethostname()}"
+    }
     sums = dict(
         reversed(line.split("  ")) for line in (served.lts / pid / "manifest-sha256.txt").read_text().splitlines()
     )
