@@ -42,8 +42,8 @@ async def posts(bench: Bench, count: int) -> list[Row]:
             os.sched_setaffinity(thread.id, {min(os.sched_getaffinity(0))})
         callers = [await _Caller.connect(port, bench.system.info["bridge_token"]) for _ in range(4 * AT_ONCE)]
         await asyncio.gather(*(caller.post(first) for caller in callers))  # connections and login are made once
-        process, started = psutil.Process(bridge.pid), time.monotonic()
-        before = sum(process.cpu_times()[:2])
+        processes = {"bridge": bridge.pid, **bench.servers}
+        started, before = time.monotonic(), _cpu(processes)
         todo = iter(jobs[:count])
 
         async def keep_posting(caller: _Caller) -> None:
@@ -51,7 +51,7 @@ async def posts(bench: Bench, count: int) -> list[Row]:
                 await caller.post(job)
 
         await asyncio.gather(*(keep_posting(caller) for caller in callers[:AT_ONCE]))
-        took, cpu = time.monotonic() - started, sum(process.cpu_times()[:2]) - before
+        took, after = time.monotonic() - started, _cpu(processes)
         waits = await _at_rate(callers, jobs[count:], PER_SECOND)
     finally:
         bridge.stop()
@@ -63,10 +63,16 @@ async def posts(bench: Bench, count: int) -> list[Row]:
             count / took,
             "/s",
             PER_SECOND,
-            ours=f"{1000 * cpu / count:.2f} cpu-ms of the bridge each",
+            ours="cpu-ms each: "
+            + ", ".join(f"{name} {1000 * (after[name] - before[name]) / count:.1f}" for name in processes),
         ),
         Row(f"bridge: wait of a caller at {PER_SECOND}/s, p99", p99, " ms", P99_MS, False, ours=f"p50 {p50:.1f} ms"),
     ]
+
+
+def _cpu(processes: dict[str, int]) -> dict[str, float]:
+    """User and system seconds so far, by name."""
+    return {name: sum(psutil.Process(pid).cpu_times()[:2]) for name, pid in processes.items()}
 
 
 async def _at_rate(callers: list[_Caller], jobs: list[str], per_second: float) -> list[float]:
