@@ -23,7 +23,7 @@ CONNECT_SECONDS = 10.0
 
 
 class Unreachable(SystemFault):
-    """Temporal does not answer, or has no such namespace."""
+    """Temporal does not answer, or has no such namespace, or one without our search attributes."""
 
     side = "temporal"
 
@@ -92,6 +92,14 @@ def answering() -> Iterator[None]:
     try:
         yield
     except RPCError as error:
+        # A start or a query that names what the namespace does not have.
+        if error.status == RPCStatusCode.INVALID_ARGUMENT and "search attribute" in error.message.lower():
+            raise Unreachable(
+                "Temporal's namespace lacks search attributes of ours",
+                expected="those that archiver setup makes",
+                found=error.message[:200],
+                next_step="archiver setup  makes them",
+            ) from None
         raise Unreachable(
             "Temporal did not do what it was asked",
             expected="an answer",

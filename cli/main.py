@@ -78,6 +78,8 @@ def before(
     options.config, options.json, options.quiet = config, as_json, quiet
     if verbose:
         logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(name)s %(message)s")
+    # Where nobody asked for a log, a retry is no line among those of an error.
+    logging.getLogger("stamina").addHandler(logging.NullHandler())
     if no_color:
         os.environ["NO_COLOR"] = "1"
 

@@ -168,7 +168,7 @@ class ArchiveJob:
                     m.ArchiveDatasetRequest(pid=pid, job_id=r.job_id, policy=self.state.policy),
                     id=child_id,
                     parent_close_policy=ParentClosePolicy.REQUEST_CANCEL,
-                    search_attributes=attributes(job_id=r.job_id, pid=pid),
+                    search_attributes=attributes(job_id=r.job_id, pid=pid, owner_group=self.state.owner_group),
                     static_summary=f"archive {pid} for job {r.job_id}",
                     static_details="One dataset. Stop it alone with the signal 'cancel' {reason, who}; its job goes on.",
                     priority=priority.of_dataset(self.state.total, self.state.owner_group),

@@ -1,0 +1,64 @@
+"""``archiver health``: an exit code for probes, and who is missing in words."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from cli import queues
+from cli.servers import free_port
+from tests.operators.inside import inside
+from tests.pipeline.moments import until
+from tests.pipeline.system import System
+
+ALL = [queues.WORKFLOWS, *queues.ACTIVITY_QUEUES]
+
+
+async def test_health_is_0_only_where_a_worker_serves_every_queue(system: System) -> None:
+    """From nobody to all: the server remembers for a while who has served."""
+    ended = await inside(system.config, "health")
+    assert ended.code == 1
+    assert [line.split()[:2] for line in ended.out.splitlines()] == [["FAIL", name] for name in ALL]
+    async with system.workers("workflows,catalogue,pack"):
+        for name in ("workflows", "catalogue", "pack"):
+            await until_served(system, name)
+        ended = await inside(system.config, "health")
+        assert ended.code == 1
+        assert (
+            "FAIL  archiver-lts-copy    nobody serves it   next: start  archiver worker --queues lts-copy" in ended.out
+        )
+        assert "ok    archiver-pack        1 asking" in ended.out
+        told = json.loads((await inside(system.config, "--json", "health")).out)
+        assert (told["version"], told["healthy"]) == (1, False)
+        assert told["unserved"] == [name for name in ALL if name.startswith("archiver-lts") or name.endswith("delete")]
+        assert (await inside(system.config, "health", "--queue", "pack", "--queue", "archiver-catalogue")).code == 0
+        assert (await inside(system.config, "health", "--queue", "pack", "--queue", "lts")).code == 1
+        async with system.workers("lts,delete"):
+            for name in ("lts", "delete"):
+                await until_served(system, name)
+            told = json.loads((await inside(system.config, "--json", "health")).out)
+            assert (told["healthy"], told["unserved"]) == (True, [])
+            assert [one["name"] for one in told["queues"] if one["served"]] == ALL
+            assert (await inside(system.config, "health")).code == 0
+
+
+async def until_served(system: System, name: str) -> None:
+    async def ok() -> bool:
+        return (await inside(system.config, "health", "--queue", name)).code == 0
+
+    await until(ok, f"{name} is served")
+
+
+async def test_health_of_a_temporal_that_is_down_is_7_and_json_where_it_is_asked_for(system: System) -> None:
+    config = system.write_settings("down.toml", {"temporal": {"address": f"127.0.0.1:{free_port()}"}})
+    ended = await inside(config, "--json", "health")
+    assert ended.code == 7
+    assert json.loads(ended.out)["error"]["type"] == "Unreachable"
+
+
+@pytest.mark.parametrize("name", ["nonsense", "", "pack lts"])
+async def test_health_of_a_queue_that_is_none_is_2_in_words(system: System, name: str) -> None:
+    ended = await inside(system.config, "health", "--queue", name)
+    assert ended.code == 2
+    assert ended.in_lines(3), ended
