@@ -14,7 +14,7 @@ from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
 from temporalio.api.enums.v1 import PendingActivityState, TaskQueueType
-from temporalio.api.taskqueue.v1 import TaskQueue
+from temporalio.api.taskqueue.v1 import TaskQueue, TaskQueueConfig
 from temporalio.api.workflow.v1 import PendingActivityInfo
 from temporalio.api.workflowservice.v1 import (
     DescribeTaskQueueRequest,
@@ -94,7 +94,7 @@ async def read(client: Client, names: Iterable[str] = (WORKFLOWS, *ACTIVITY_QUEU
     return dict(zip(wanted, await asyncio.gather(*(_read(client, name) for name in wanted)), strict=True))
 
 
-async def _read(client: Client, name: str) -> QueueState:
+async def _read(client: Client, name: str, config: TaskQueueConfig | None = None) -> QueueState:
     kind = TaskQueueType.TASK_QUEUE_TYPE_WORKFLOW if name == WORKFLOWS else TaskQueueType.TASK_QUEUE_TYPE_ACTIVITY
     request = DescribeTaskQueueRequest(
         namespace=client.namespace,
@@ -103,7 +103,10 @@ async def _read(client: Client, name: str) -> QueueState:
         report_stats=True,
         report_config=True,
     )
-    return _state(name, await client.workflow_service.describe_task_queue(request, timeout=RPC))
+    told = await client.workflow_service.describe_task_queue(request, timeout=RPC)
+    if config is not None:
+        told.config.CopyFrom(config)
+    return _state(name, told)
 
 
 def _state(name: str, told: DescribeTaskQueueResponse) -> QueueState:
@@ -137,8 +140,9 @@ async def set_paused(client: Client, names: Iterable[str], paused: bool, *, reas
         request.update_queue_rate_limit.reason = reason
         if paused:
             request.update_queue_rate_limit.rate_limit.requests_per_second = 0
-        await client.workflow_service.update_task_queue_config(request, timeout=RPC)
-        changed.append(await _read(client, name))
+        answer = await client.workflow_service.update_task_queue_config(request, timeout=RPC)
+        # What is read right after a change may still be as before it.
+        changed.append(await _read(client, name, answer.config))
     return changed
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from temporalio.api.workflowservice.v1 import DescribeTaskQueueResponse
 
 from cli import queues
 from cli.servers import free_port
@@ -62,3 +63,15 @@ async def test_health_of_a_queue_that_is_none_is_2_in_words(system: System, name
     ended = await inside(system.config, "health", "--queue", name)
     assert ended.code == 2
     assert ended.in_lines(3), ended
+
+
+async def test_what_a_pause_says_is_what_was_set_though_reads_are_behind(
+    system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def behind(*_: object, **__: object) -> DescribeTaskQueueResponse:
+        return DescribeTaskQueueResponse()
+
+    monkeypatch.setattr(system.client.workflow_service, "describe_task_queue", behind)
+    for paused in (True, False):
+        (state,) = await queues.set_paused(system.client, ["archiver-pack"], paused, reason="new disks", who="anna")
+        assert (state.paused, state.reason, state.who) == (paused, "new disks", "anna")

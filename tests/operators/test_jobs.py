@@ -168,7 +168,12 @@ async def test_stuck_is_what_fails_again_and_again_and_what_nobody_serves(make_s
             ended = await inside(system.config, "--json", "jobs", "--stuck")
             text = (await inside(system.config, "jobs", "--stuck")).out
             assert (await inside(system.config, "pause", "pack", "--reason", "new disks")).code == 0
-            after = json.loads((await inside(system.config, "--json", "jobs", "--stuck")).out)
+
+            async def told_of_the_pause() -> dict[str, Any] | None:
+                said: dict[str, Any] = json.loads((await inside(system.config, "--json", "jobs", "--stuck")).out)
+                return said if said["paused"] else None
+
+            after = await until(told_of_the_pause, "a read is not behind the change")
     finally:
         system.standin.faults.remove(fault)
     seen = json.loads(ended.out)
