@@ -33,7 +33,7 @@ from archiver.pids import workflow_id
 from archiver.settings import Settings
 from bridge import problems
 from bridge.auth import Guard
-from bridge.body import PostedJob, read_job_id
+from bridge.body import PostedJob, discard, read_job_id
 from bridge.health import Health
 from bridge.intake import Intake
 from bridge.problems import BadRequest, problem
@@ -98,6 +98,7 @@ def create_app(settings: Settings) -> FastAPI:
     async def create_job(request: Request) -> JSONResponse:
         """Takes `{id, type}`, or a whole job in v4 or v3 shape; only the id is believed."""
         if not guard.admits(request.headers.get("authorization")):
+            await discard(request.stream())
             raise BadRequest(
                 401,
                 "who calls is not known",

@@ -62,15 +62,16 @@ async def _bounded(request: Request, limit: int) -> bytes:
     announced = request.headers.get("content-length", "")
     parts: list[bytes] = []
     size = int(announced) if announced.isascii() and announced.isdigit() and len(announced) < 20 else 0
+    coming = request.stream()
     if size <= limit:
-        size, coming = 0, request.stream()
+        size = 0
         async for part in coming:
             size += len(part)
             if size > limit:
-                await _discard(coming)
                 break
             parts.append(part)
     if size > limit:
+        await discard(coming)
         raise BadRequest(
             413,
             "the body is too large",
@@ -81,9 +82,9 @@ async def _bounded(request: Request, limit: int) -> bytes:
     return b"".join(parts)
 
 
-async def _discard(coming: AsyncIterator[bytes]) -> None:
+async def discard(coming: AsyncIterator[bytes]) -> None:
     """Read on for a moment: closed before its bytes are read, a connection is reset, and the caller never sees our answer."""
-    with contextlib.suppress(TimeoutError):
+    with contextlib.suppress(TimeoutError, ClientDisconnect):
         async with asyncio.timeout(LINGER_SECONDS):
             async for _ in coming:
                 pass

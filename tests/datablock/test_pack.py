@@ -321,15 +321,15 @@ def test_a_gzip_member_is_what_gzip_reads_and_never_grows_much(data: bytes, nois
 
 
 def test_p10_memory_does_not_grow_with_the_size_of_the_files() -> None:
-    """Resident memory of this process while 64 MiB and while 1 GiB is packed."""
+    """Resident memory of this process while 64 MiB and while 1 GiB is packed, the heap warmed up by a first round."""
     process, peaks = psutil.Process(), []
     body = RNG.randbytes(2**20)
-    for count in (64, 1024):
+    for count in (64, 64, 1024):
         plan, _ = planned(catalogue({"a": b""}), source({"a": b""}), member_bytes=4 * 2**20)
         file = PlannedFile("a", count * 2**20, TIME, "v")
         making = pack([(file, (body for _ in range(count)))], plan=plan, n=1, progress=Silent())
         peaks.append(max(process.memory_info().rss for _ in making))
-    assert peaks[1] - peaks[0] < 32 * 2**20
+    assert peaks[2] - peaks[1] < 32 * 2**20
 
 
 def test_p10_memory_does_not_grow_with_the_number_of_files() -> None:
