@@ -84,7 +84,9 @@ class Facility:
 
     def __init__(self, s3: S3Settings, landing: str, scicat_url: str, user: str, password: str) -> None:
         self._bucket = Bucket(landing, s3, SourceFault)
-        self.http = httpx.AsyncClient(base_url=scicat_url, timeout=60, trust_env=False)
+        # Connections are left before the server, which closes idle ones after 5 s, does.
+        patience = httpx.Limits(keepalive_expiry=2)
+        self.http = httpx.AsyncClient(base_url=scicat_url, timeout=60, trust_env=False, limits=patience)
         self._account = {"username": user, "password": password}
 
     async def log_in(self) -> None:

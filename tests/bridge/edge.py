@@ -37,7 +37,11 @@ class Bridge:
         environment = clean_environment(PYTHONPATH=str(ROOT))
         self.child = Child("bridge", command, system.folder / f"{name}.log", environment)
         self.url = f"http://127.0.0.1:{self.port}"
-        self.http = httpx.AsyncClient(base_url=self.url, headers={"Authorization": BEARER}, timeout=60, trust_env=False)
+        # Connections are left before the server, which closes idle ones after 5 s, does.
+        patience = httpx.Limits(keepalive_expiry=2)
+        self.http = httpx.AsyncClient(
+            base_url=self.url, headers={"Authorization": BEARER}, timeout=60, trust_env=False, limits=patience
+        )
 
     def start(self) -> Bridge:
         """Until it listens."""

@@ -101,7 +101,9 @@ class System:
         self.settings = load(self.config)
         await set_up(self.settings, dry_run=False, say=lambda _: None)
         self.client: Client = await connect(self.settings)
-        self.http = httpx.AsyncClient(base_url=self.scicat_url, timeout=60, trust_env=False)
+        # Connections are left before the server, which closes idle ones after 5 s, does.
+        patience = httpx.Limits(keepalive_expiry=2)
+        self.http = httpx.AsyncClient(base_url=self.scicat_url, timeout=60, trust_env=False, limits=patience)
         await self.log_in()
         return self
 
