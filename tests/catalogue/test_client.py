@@ -598,7 +598,7 @@ CALLS: list[Call] = [
 ]
 
 
-@settings(max_examples=30, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 @given(answers, st.sampled_from([{}, {"username": ADMIN, "password": PASSWORD}]))
 def test_a_server_that_says_anything_at_all_gives_a_result_or_a_fault_in_words(
     said: list[tuple[int, bytes]], account: dict[str, Any]

@@ -67,16 +67,16 @@ async def test_more_submitted_jobs_than_a_list_of_scicat_shows_are_all_started_a
 ) -> None:
     system = await make_system()
     pid = await system.dataset(FILES, landed=False)
-    jobs = submitted(system, await system.job(pid), 330)
+    jobs = submitted(system, await system.job(pid), 1230)
     # Of the page that is asked for, no more than a hundred come, without a word.
     monkeypatch.setattr("archiver.catalogue.standin.jobs.number", lambda limits, key, default: min(100, default))
     started: list[str] = []
     system.standin.log.clear()
     async with sweeping(system, "catalogue") as sweeper:
         swept = await sweeper.jobs()
-        assert (swept.submitted, swept.started, swept.more) == (330, 330, False)
+        assert (swept.submitted, swept.started, swept.more) == (1230, 1230, False)
         started = [path.rpartition("/")[2] for method, path, _ in system.standin.log if "/jobs/" in path]
-        again = await until(lambda: _all_run(sweeper, 330))
+        again = await until(lambda: _all_run(sweeper, 1230))
         assert again.started == 0
     assert sorted(started) == sorted(jobs)
     assert all(abs(started.index(job) - number) < 100 for number, job in enumerate(jobs)), "the oldest first"

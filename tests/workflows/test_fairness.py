@@ -14,7 +14,7 @@ from tests.workflows.conftest import Serve
 from tests.workflows.scripted import Script
 from workflows import priority, steps
 
-WAITING = 24
+WAITING = 40
 """Datasets of the large job that queue for the one slot before the small job comes."""
 
 
@@ -86,18 +86,18 @@ async def test_a_small_job_of_another_group_overtakes_two_hundred_datasets(serve
 async def test_groups_take_turns_where_all_have_large_jobs(serve: Serve) -> None:
     facility = Facility()
     client = await serve(facility)
-    first = await facility.submit(client, "first", 16, "one")
-    await facility.until_called("wait-for-lts-space", 16)
-    second = await facility.submit(client, "second", 16, "two")
-    await facility.until_called("wait-for-lts-space", 32)
+    first = await facility.submit(client, "first", 20, "one")
+    await facility.until_called("wait-for-lts-space", 20)
+    second = await facility.submit(client, "second", 20, "two")
+    await facility.until_called("wait-for-lts-space", 40)
     await queued(client, facility.pid("second", 0))
     facility.go_on.set()
     async with asyncio.timeout(120):
-        while len(facility.copied) < 12:
+        while len(facility.copied) < 16:
             await asyncio.sleep(0.1)
-    of_second = sum("second" in pid for pid in facility.copied[:12])
+    of_second = sum("second" in pid for pid in facility.copied[:16])
     await stop(first, second)
-    assert of_second >= 4, f"{of_second} of the first 12 were of the group that came later"
+    assert of_second >= 6, f"{of_second} of the first 16 were of the group that came later"
 
 
 async def queued(client: Client, pid: str) -> None:

@@ -320,7 +320,6 @@ async def test_a_job_that_is_refused_says_so_and_starts_nothing(serve: Serve) ->
     assert script.of("finish-job")[0].problem.kind == "refused"
 
 
-@pytest.mark.scale
 async def test_p9_a_dataset_of_many_datablocks_and_a_job_of_many_datasets_keep_their_histories_small(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
