@@ -86,10 +86,10 @@ async def test_a_small_job_of_another_group_overtakes_two_hundred_datasets(serve
 async def test_groups_take_turns_where_all_have_large_jobs(serve: Serve) -> None:
     facility = Facility()
     client = await serve(facility)
-    first = await facility.submit(client, "first", 20, "one")
-    await facility.until_called("wait-for-lts-space", 20)
-    second = await facility.submit(client, "second", 20, "two")
-    await facility.until_called("wait-for-lts-space", 40)
+    first = await facility.submit(client, "first", WAITING, "one")
+    await facility.until_called("wait-for-lts-space", WAITING)
+    second = await facility.submit(client, "second", 8, "two")
+    await facility.until_called("wait-for-lts-space", WAITING + 8)
     await queued(client, facility.pid("second", 0))
     facility.go_on.set()
     async with asyncio.timeout(120):
@@ -97,7 +97,8 @@ async def test_groups_take_turns_where_all_have_large_jobs(serve: Serve) -> None
             await asyncio.sleep(0.1)
     of_second = sum("second" in pid for pid in facility.copied[:16])
     await stop(first, second)
-    assert of_second >= 6, f"{of_second} of the first 16 were of the group that came later"
+    # Its share by numbers would be 2.7; turns are approximate (Temporal keeps them per partition of a queue).
+    assert of_second >= 4, f"{of_second} of the first 16 were of the group that came later"
 
 
 async def queued(client: Client, pid: str) -> None:
