@@ -1,9 +1,13 @@
-"""``ArchiveJob``: reads a SciCat job, runs one ``ArchiveDataset`` per dataset, and reports the end."""
+"""A SciCat job: read, one child workflow per dataset, a bounded number at a time, and the end reported.
+
+``DatasetsJob`` is what every kind of job does; ``ArchiveJob`` says which steps and which child are an archive job's.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from datetime import timedelta
+from typing import NoReturn
 
 from temporalio import workflow
 from temporalio.exceptions import (
@@ -34,15 +38,14 @@ FIRST_LOOK = timedelta(seconds=30)
 LONGEST_LOOK = timedelta(minutes=15)
 
 
-@workflow.defn(name="ArchiveJob")
-class ArchiveJob:
-    """One SciCat job of type archive."""
+class DatasetsJob:
+    """A job over datasets. A subclass names its steps and its child, and has ``@workflow.init`` and ``@workflow.run``."""
 
-    @workflow.init
-    def __init__(self, request: m.ArchiveJobRequest) -> None:
-        self.request = request
+    def __init__(self, job_id: str, state: m.JobState | None) -> None:
+        self.job_id = job_id
+        self.first = state is None
         self.stage = "started"
-        self.state = request.state or m.JobState()
+        self.state = state or m.JobState()
         self.running: list[str] = []
         self.others: dict[str, m.DatasetOutcome | None] = {}
         self.stop: m.StopRequest | None = None
@@ -55,7 +58,7 @@ class ArchiveJob:
     def progress(self) -> m.JobProgress:
         """Answer the ``progress`` query."""
         return m.JobProgress(
-            job_id=self.request.job_id,
+            job_id=self.job_id,
             stage=self.stage,
             total=self.state.total,
             counts=self.state.counts,
@@ -83,11 +86,10 @@ class ArchiveJob:
 
     # --- the run --------------------------------------------------------------------------------------------------
 
-    @workflow.run
-    async def run(self, request: m.ArchiveJobRequest) -> m.ArchiveJobResult:
+    async def to_its_end(self) -> m.ArchiveJobResult:
         """Ends with what stands in SciCat; fails if the job as a whole could not be done."""
         problem: m.ErrorInfo | None = None
-        self.work = asyncio.create_task(self.archive())
+        self.work = asyncio.create_task(self.all_datasets())
         if self.stop is not None:
             self.work.cancel()
         try:
@@ -99,23 +101,16 @@ class ArchiveJob:
                 problem = explain(error)
         return await protected(self.finish(problem))
 
-    async def archive(self) -> None:
+    async def all_datasets(self) -> None:
         """Pages of datasets, each through the window."""
-        r = self.request
         page: list[str] = []
-        if r.state is None:
-            begun = await steps.BEGIN_JOB.run(
-                m.BeginJobRequest(job_id=r.job_id, pids=r.pids, workflow_id=workflow.info().workflow_id, limit=PAGE),
-                policy=m.Policy(heartbeat_seconds=FIRST_HEARTBEAT_SECONDS),
-                summary=f"read job {r.job_id} and set it in progress",
-            )
-            self.state = m.JobState(total=begun.total, policy=begun.policy, owner_group=begun.owner_group)
-            page = begun.pids
+        if self.first:
+            self.state, page = await self.begin()
         started = 0
         while self.state.offset < self.state.total:
             if started >= DATASETS_PER_RUN or workflow.info().is_continue_as_new_suggested():
                 await workflow.wait_condition(workflow.all_handlers_finished)
-                workflow.continue_as_new(r.model_copy(update={"state": self.state}))
+                self.go_on_as_new()
             page = page or await self.page()
             self.at("datasets")
             await windowed(page, self.dataset, self.state.policy.datasets_at_once)
@@ -123,21 +118,11 @@ class ArchiveJob:
             self.state = self.state.model_copy(update={"offset": self.state.offset + len(page)})
             if not page:
                 raise ApplicationError(
-                    f"job {r.job_id} lists fewer datasets than the {self.state.total} it had at the start",
+                    f"job {self.job_id} lists fewer datasets than the {self.state.total} it had at the start",
                     type="CatalogueFault",
                     non_retryable=True,
                 )
             page = []
-
-    async def page(self) -> list[str]:
-        """The next page of pids."""
-        r, offset = self.request, self.state.offset
-        result = await steps.READ_JOB_PAGE.run(
-            m.PageRequest(job_id=r.job_id, pids=r.pids, offset=offset, limit=PAGE),
-            policy=self.state.policy,
-            summary=f"datasets {offset + 1} to {min(offset + PAGE, self.state.total)}",
-        )
-        return result.pids
 
     async def dataset(self, pid: str) -> None:
         """One dataset to its outcome; never raises for a failure of the dataset (P7)."""
@@ -159,24 +144,14 @@ class ArchiveJob:
 
     async def outcome_of(self, pid: str) -> m.DatasetOutcome:
         """Run the dataset's workflow, or wait for the one that has it in work already and share its outcome (P3)."""
-        r, look = self.request, FIRST_LOOK
-        child_id = workflow_id("archive-dataset", pid)
+        look = FIRST_LOOK
         while True:
             try:
-                return await workflow.execute_child_workflow(
-                    ArchiveDataset.run,
-                    m.ArchiveDatasetRequest(pid=pid, job_id=r.job_id, policy=self.state.policy),
-                    id=child_id,
-                    parent_close_policy=ParentClosePolicy.REQUEST_CANCEL,
-                    search_attributes=attributes(job_id=r.job_id, pid=pid, owner_group=self.state.owner_group),
-                    static_summary=f"archive {pid} for job {r.job_id}",
-                    static_details="One dataset. Stop it alone with the signal 'cancel' {reason, who}; its job goes on.",
-                    priority=priority.of_dataset(self.state.total, self.state.owner_group),
-                )
+                return await self.child(pid)
             except WorkflowAlreadyStartedError:
                 self.others[pid] = None
                 try:
-                    handle = workflow.get_external_workflow_handle(child_id)
+                    handle = workflow.get_external_workflow_handle(self.child_id(pid))
                     await handle.signal("subscribe", m.Subscribe(workflow_id=workflow.info().workflow_id))
                     await workflow.wait_condition(
                         lambda: self.others[pid] is not None,
@@ -218,7 +193,6 @@ class ArchiveJob:
 
     async def finish(self, problem: m.ErrorInfo | None) -> m.ArchiveJobResult:
         """Write the terminal status; end the workflow the way the job ended."""
-        r = self.request
         self.at("reporting", BYTES_TOTAL.value_set(self.state.size_bytes))
         if problem is not None and problem.type in ("UnknownJob", "ForeignJob"):
             raise as_failure(problem)
@@ -233,26 +207,21 @@ class ArchiveJob:
         if self.stop is not None and workflow.cancellation_reason() is not None:
             raise asyncio.CancelledError(finished.message)
         return m.ArchiveJobResult(
-            job_id=r.job_id,
+            job_id=self.job_id,
             status_code=finished.status_code,
             message=finished.message,
             counts=self.state.counts,
         )
 
-    async def report(self, problem: m.ErrorInfo | None) -> m.FinishJobResult:
-        """Tell SciCat."""
-        r = self.request
-        return await steps.FINISH_JOB.run(
-            m.FinishJobRequest(
-                job_id=r.job_id,
-                total=self.state.total,
-                counts=self.state.counts,
-                outcomes=self.state.outcomes,
-                problem=problem,
-                stopped=self.stop,
-            ),
-            policy=self.state.policy,
-            summary="report the end of the job",
+    def finish_request(self, problem: m.ErrorInfo | None) -> m.FinishJobRequest:
+        """What SciCat is to be told of the end."""
+        return m.FinishJobRequest(
+            job_id=self.job_id,
+            total=self.state.total,
+            counts=self.state.counts,
+            outcomes=self.state.outcomes,
+            problem=problem,
+            stopped=self.stop,
         )
 
     def at(self, stage: str, *more: object) -> None:
@@ -268,10 +237,9 @@ class ArchiveJob:
         """The table of current details."""
         counts = self.state.counts
         rows: list[tuple[str, object]] = [
-            ("job", self.request.job_id),
+            ("job", self.job_id),
             ("datasets", f"{counts.total} of {self.state.total} done"),
-            ("archived", counts.archived),
-            ("already archived", counts.already_archived),
+            *self.good(counts),
             ("failed", f"{counts.content_errors} content, {counts.system_errors} system"),
             ("cancelled", counts.cancelled),
             ("bytes", size(self.state.size_bytes)),
@@ -279,3 +247,100 @@ class ArchiveJob:
         if self.message:
             rows.append(("message", self.message))
         return rows
+
+    # --- what a kind of job says ------------------------------------------------------------------------------------
+
+    async def begin(self) -> tuple[m.JobState, list[str]]:
+        """Read the job and set it in progress; its first page of pids."""
+        raise NotImplementedError
+
+    async def page(self) -> list[str]:
+        """The next page of pids."""
+        raise NotImplementedError
+
+    def child_id(self, pid: str) -> str:
+        """The workflow id of a dataset's work."""
+        raise NotImplementedError
+
+    async def child(self, pid: str) -> m.DatasetOutcome:
+        """Run a dataset's workflow. Raises ``WorkflowAlreadyStartedError`` if another job has it in work."""
+        raise NotImplementedError
+
+    async def report(self, problem: m.ErrorInfo | None) -> m.FinishJobResult:
+        """Tell SciCat."""
+        raise NotImplementedError
+
+    def go_on_as_new(self) -> NoReturn:
+        """Continue as new with ``state``."""
+        raise NotImplementedError
+
+    def good(self, counts: m.Counts) -> list[tuple[str, object]]:
+        """The rows of current details on datasets that ended well."""
+        raise NotImplementedError
+
+
+@workflow.defn(name="ArchiveJob")
+class ArchiveJob(DatasetsJob):
+    """One SciCat job of type archive."""
+
+    @workflow.init
+    def __init__(self, request: m.ArchiveJobRequest) -> None:
+        super().__init__(request.job_id, request.state)
+        self.request = request
+
+    @workflow.run
+    async def run(self, request: m.ArchiveJobRequest) -> m.ArchiveJobResult:
+        """Ends with what stands in SciCat; fails if the job as a whole could not be done."""
+        return await self.to_its_end()
+
+    async def begin(self) -> tuple[m.JobState, list[str]]:
+        """As ``DatasetsJob``."""
+        r = self.request
+        begun = await steps.BEGIN_JOB.run(
+            m.BeginJobRequest(job_id=r.job_id, pids=r.pids, workflow_id=workflow.info().workflow_id, limit=PAGE),
+            policy=m.Policy(heartbeat_seconds=FIRST_HEARTBEAT_SECONDS),
+            summary=f"read job {r.job_id} and set it in progress",
+        )
+        return m.JobState(total=begun.total, policy=begun.policy, owner_group=begun.owner_group), begun.pids
+
+    async def page(self) -> list[str]:
+        """As ``DatasetsJob``."""
+        r, offset = self.request, self.state.offset
+        result = await steps.READ_JOB_PAGE.run(
+            m.PageRequest(job_id=r.job_id, pids=r.pids, offset=offset, limit=PAGE),
+            policy=self.state.policy,
+            summary=f"datasets {offset + 1} to {min(offset + PAGE, self.state.total)}",
+        )
+        return result.pids
+
+    def child_id(self, pid: str) -> str:
+        """As ``DatasetsJob``: one at a time per pid."""
+        return workflow_id("archive-dataset", pid)
+
+    async def child(self, pid: str) -> m.DatasetOutcome:
+        """As ``DatasetsJob``."""
+        r = self.request
+        return await workflow.execute_child_workflow(
+            ArchiveDataset.run,
+            m.ArchiveDatasetRequest(pid=pid, job_id=r.job_id, policy=self.state.policy),
+            id=self.child_id(pid),
+            parent_close_policy=ParentClosePolicy.REQUEST_CANCEL,
+            search_attributes=attributes(job_id=r.job_id, pid=pid, owner_group=self.state.owner_group),
+            static_summary=f"archive {pid} for job {r.job_id}",
+            static_details="One dataset. Stop it alone with the signal 'cancel' {reason, who}; its job goes on.",
+            priority=priority.of_dataset(self.state.total, self.state.owner_group),
+        )
+
+    async def report(self, problem: m.ErrorInfo | None) -> m.FinishJobResult:
+        """As ``DatasetsJob``."""
+        return await steps.FINISH_JOB.run(
+            self.finish_request(problem), policy=self.state.policy, summary="report the end of the job"
+        )
+
+    def go_on_as_new(self) -> NoReturn:
+        """As ``DatasetsJob``."""
+        workflow.continue_as_new(self.request.model_copy(update={"state": self.state}))
+
+    def good(self, counts: m.Counts) -> list[tuple[str, object]]:
+        """As ``DatasetsJob``."""
+        return [("archived", counts.archived), ("already archived", counts.already_archived)]
