@@ -375,7 +375,7 @@ def verdict(request: m.FinishJobRequest) -> tuple[str, str]:
         return "finishedUnsuccessful", f"Stopped by {who} ({why}): {said}."
     if counts.good == total:
         return FINISHED_WELL, f"{said}."
-    first = next((o.message for o in request.outcomes if o.outcome not in ("archived", "already_archived")), "")
+    first = next((o.message for o in request.outcomes if o.outcome not in m.GOOD), "")
     told = _line(f"{said}; first: {first}" if first else f"{said}.", payloads.MAX_TEXT)
     return "finishedUnsuccessful" if counts.system_errors == total else "finishedWithDatasetErrors", told
 

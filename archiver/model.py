@@ -96,7 +96,8 @@ class Event(Wire):
     detail: dict[str, int | float | str] = {}
 
 
-Outcome = Literal["archived", "already_archived", "failed", "cancelled"]
+Outcome = Literal["archived", "already_archived", "retrieved", "failed", "cancelled"]
+GOOD: tuple[Outcome, ...] = ("archived", "already_archived", "retrieved")
 
 
 class DatasetOutcome(Wire):
@@ -121,6 +122,7 @@ class Counts(Wire):
     content_errors: int = 0
     system_errors: int = 0
     cancelled: int = 0
+    retrieved: int = 0
 
     def plus(self, outcome: DatasetOutcome) -> Counts:
         """These counts and one more outcome."""
@@ -133,12 +135,12 @@ class Counts(Wire):
     @property
     def total(self) -> int:
         """All of them."""
-        return self.archived + self.already_archived + self.content_errors + self.system_errors + self.cancelled
+        return self.good + self.content_errors + self.system_errors + self.cancelled
 
     @property
     def good(self) -> int:
-        """Datasets that lie in the archive now."""
-        return self.archived + self.already_archived
+        """Datasets that ended as the job wanted."""
+        return self.archived + self.already_archived + self.retrieved
 
 
 class JobState(Wire):

@@ -6,14 +6,7 @@ import asyncio
 from datetime import timedelta
 
 from temporalio import workflow
-from temporalio.exceptions import (
-    ActivityError,
-    ApplicationError,
-    ChildWorkflowError,
-    FailureError,
-    WorkflowAlreadyStartedError,
-    is_cancelled_exception,
-)
+from temporalio.exceptions import ActivityError, WorkflowAlreadyStartedError
 from temporalio.workflow import ParentClosePolicy
 
 with workflow.unsafe.imports_passed_through():
@@ -23,7 +16,8 @@ with workflow.unsafe.imports_passed_through():
 from workflows import priority, receipt, steps
 from workflows.datablock import ArchiveDatablock
 from workflows.tasks import protected, windowed
-from workflows.visible import BYTES_TOTAL, DATABLOCK_COUNT, OWNER_GROUP, attributes, explain, heard, show, size
+from workflows.visible import BYTES_TOTAL, DATABLOCK_COUNT, OWNER_GROUP, attributes, explain, show, size
+from workflows.work import DatasetWork
 
 DATABLOCKS_PER_RUN = 300
 """After so many child workflows the run continues as new, so that its history stays small (P9)."""
@@ -32,14 +26,13 @@ LONGEST_LOOK = timedelta(minutes=5)
 
 
 @workflow.defn(name="ArchiveDataset")
-class ArchiveDataset:
+class ArchiveDataset(DatasetWork):
     """Archives one dataset; its workflow id carries the pid, so Temporal holds one at a time per dataset (P3)."""
 
     @workflow.init
     def __init__(self, request: m.ArchiveDatasetRequest) -> None:
+        super().__init__(request.state.subscribers if request.state else [])
         self.request = request
-        self.stage = "started"
-        self.message = ""
         self.begun: m.BeginDatasetResult | None = None
         self.plan: m.PlanResult | None = None
         self.done: list[m.ArchiveDatablockResult] = []
@@ -47,10 +40,6 @@ class ArchiveDataset:
         self.packed_before = 0
         self.running: list[int] = []
         self.events: list[m.Event] = list(request.state.events) if request.state else []
-        self.subscribers: list[str] = list(request.state.subscribers) if request.state else []
-        self.stop: m.StopRequest | None = None
-        self.too_late = False
-        self.work: asyncio.Task[m.DatasetOutcome] | None = None
 
     # --- what others may ask or say ------------------------------------------------------------------------------
 
@@ -71,44 +60,14 @@ class ArchiveDataset:
             message=self.message,
         )
 
-    @workflow.signal(description="Stop this dataset: {reason, who}. Verified datablocks stay; it can be archived again")
-    def cancel(self, *given: object) -> None:
-        """Stop as a cancel would, with a reason and a name, or none. A second one changes nothing."""
-        request = heard(m.StopRequest, given or ({},))
-        if self.stop is None and not self.too_late and request is not None:
-            self.stop = request
-            if self.work is not None:
-                self.work.cancel(self.stop.as_text())
-
-    @workflow.signal(description="A job asks to be told the outcome: {workflow_id}")
-    def subscribe(self, *given: object) -> None:
-        """Remember who wants to know the outcome."""
-        request = heard(m.Subscribe, given)
-        if request is not None and request.workflow_id not in self.subscribers:
-            self.subscribers.append(request.workflow_id)
-
     # --- the run --------------------------------------------------------------------------------------------------
 
     @workflow.run
     async def run(self, request: m.ArchiveDatasetRequest) -> m.DatasetOutcome:
         """Always ends with an outcome; only Temporal's own cancel ends it as cancelled, after the same roll-back."""
-        self.work = asyncio.create_task(self.archive())
-        if self.stop is not None:
-            self.work.cancel()
-        try:
-            outcome = await self.work
-        except (asyncio.CancelledError, ActivityError, ChildWorkflowError, ApplicationError) as error:
-            if is_cancelled_exception(error) or self.stop is not None:
-                self.stop = self.stop or m.StopRequest.from_text(workflow.cancellation_reason())
-                outcome = await protected(self.roll_back(None))
-            else:
-                outcome = await protected(self.roll_back(explain(error)))
-        await protected(self.tell(outcome))
-        if outcome.outcome == "cancelled" and workflow.cancellation_reason() is not None:
-            raise asyncio.CancelledError(outcome.message)
-        return outcome
+        return await self.to_its_end()
 
-    async def archive(self) -> m.DatasetOutcome:
+    async def whole_way(self) -> m.DatasetOutcome:
         """The way of a dataset that nothing stops."""
         r = self.request
         state = r.state or await self.prepare()
@@ -433,15 +392,6 @@ class ArchiveDataset:
         """What has just happened to this dataset."""
         r = self.request
         return receipt.event(type, text, pid=r.pid, job=r.job_id, agent=agent, failed=failed, detail=detail)
-
-    async def tell(self, outcome: m.DatasetOutcome) -> None:
-        """Signal the outcome to every job that asked. A job that ended meanwhile needs no answer."""
-        while self.subscribers:
-            subscriber = self.subscribers.pop(0)
-            try:
-                await workflow.get_external_workflow_handle(subscriber).signal("dataset_done", outcome)
-            except FailureError:
-                workflow.logger.info("job %s ended before it could be told", subscriber)
 
     def at(self, stage: str, *more: object) -> None:
         """Enter a stage, and let people see it."""

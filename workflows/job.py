@@ -180,7 +180,7 @@ class DatasetsJob:
             )
         outcomes = [*self.state.outcomes, short]
         if len(outcomes) > m.MAX_OUTCOMES:
-            good = next((i for i, kept in enumerate(outcomes) if kept.outcome in ("archived", "already_archived")), -1)
+            good = next((i for i, kept in enumerate(outcomes) if kept.outcome in m.GOOD), -1)
             outcomes.pop(good)
         self.state = self.state.model_copy(
             update={

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from archiver import model
@@ -22,3 +23,15 @@ def snapshot() -> dict[str, Fields]:
         for name, one in models.items()
         if name != "Wire"
     }
+
+
+def may_follow(before: dict[str, object], now: dict[str, object] | None) -> bool:
+    """Whether what was sent under the facts of ``before`` is still read: the same, or a choice of more values."""
+    if now is None or before == now:
+        return before == now
+    was, became = str(before["type"]), str(now["type"])
+    if not (was.startswith("typing.Literal[") and became.startswith("typing.Literal[")):
+        return False
+    return before["required"] == now["required"] and set(re.findall("'(.*?)'", was)) <= set(
+        re.findall("'(.*?)'", became)
+    )

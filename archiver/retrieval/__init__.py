@@ -1,0 +1,1 @@
+"""Bringing data back: what travels through Temporal, what the requester is given."""

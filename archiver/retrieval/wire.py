@@ -1,0 +1,134 @@
+"""Wire models of retrieval, under the rules of ``archiver.model``: references and counts, no list of files, no link (P8, P9)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from archiver import model as m
+
+Kind = Literal["files", "datablocks", "directory"]
+"""Files under their own names in the retrieval bucket, datablocks as they are there, or files in a directory."""
+
+
+class Destination(m.Wire):
+    """Where a job wants its data. ``root`` and ``path`` are a directory's: a configured root, and the path below it."""
+
+    kind: Kind = "files"
+    root: str = ""
+    path: str = ""
+
+
+class Wanted(m.Wire):
+    """What a job wants of one dataset. ``selection`` names the destination and the files, the same for every job that asks
+    for the same; ``files`` is their number, 0: all of the dataset."""
+
+    pid: str
+    selection: str
+    files: int = 0
+
+
+class RetrieveState(m.Wire):
+    """What a ``RetrieveJob`` carries from one run to the next (continue-as-new)."""
+
+    job: m.JobState
+    destination: Destination
+
+
+class RetrieveJobRequest(m.Wire):
+    """Input of ``RetrieveJob``. Without ``pids`` the list is taken from the SciCat job."""
+
+    job_id: str
+    pids: list[str] | None = None
+    state: RetrieveState | None = None
+
+
+class RetrievePage(m.Wire):
+    """A page of what a job wants, in its order."""
+
+    wanted: list[Wanted]
+
+
+class BeginRetrieveJobResult(RetrievePage):
+    """The job as the workflow needs it, with its first page."""
+
+    total: int
+    policy: m.Policy
+    destination: Destination
+    owner_group: str = ""
+
+
+class FinishRetrieveJobRequest(m.FinishJobRequest):
+    """The end of a retrieve job, for SciCat."""
+
+    pids: list[str] | None = None
+    destination: Destination = Destination()
+
+
+class Selection(m.Wire):
+    """What an activity is to work on: the wanted part of a dataset, and where it goes."""
+
+    pid: str
+    selection: str
+    job_id: str
+    destination: Destination = Destination()
+
+
+class RetrieveDatasetRequest(Selection):
+    """Input of ``RetrieveDataset``."""
+
+    policy: m.Policy = m.Policy()
+
+
+class BeginRetrieveResult(m.Wire):
+    """The dataset is marked, its records and the wanted names are stored in staging."""
+
+    owner_group: str = ""
+    datablocks: int
+    files: int = 0
+    """Wanted by name; 0: all."""
+
+
+class PlanRetrieveResult(m.Wire):
+    """Catalogue and LTS agree; these datablocks hold what is wanted."""
+
+    datablocks: list[int]
+    files: int
+    size_bytes: int
+    packed_bytes: int
+    largest_bytes: int
+    """Plain bytes of the largest of these datablocks."""
+
+
+class RetrieveDatablockRequest(Selection):
+    """Input of ``RetrieveDatablock``, and of its step."""
+
+    n: int
+    of: int
+    largest_bytes: int
+    policy: m.Policy = m.Policy()
+    owner_group: str = ""
+
+
+class RetrieveDatablockResult(m.Wire):
+    """What was delivered of a datablock. ``skipped``: files that were there already, intact; ``read_bytes``: from the LTS."""
+
+    n: int
+    files: int
+    size_bytes: int
+    read_bytes: int
+    skipped: int = 0
+
+
+class FinishRetrieveRequest(Selection):
+    """Tell SciCat that the dataset was retrieved."""
+
+    datablocks: int
+    files: int
+    size_bytes: int
+
+
+class FailRetrieveRequest(Selection):
+    """Tell SciCat that the dataset was not retrieved, and why."""
+
+    error: m.ErrorInfo | None = None
+    stopped: m.StopRequest | None = None
