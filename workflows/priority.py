@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from temporalio.common import Priority
 
+RETRIEVE, RETRIEVE_BULK = 1, 2
 USUAL = 3
 """Temporal's own default, and so that of every job's own steps."""
 BULK = 4
@@ -28,6 +29,11 @@ def of_datablock(dataset_key: int | None, dataset_bytes: int, owner_group: str) 
     """Of a datablock, in a dataset of that key and size: it never goes before its dataset."""
     key = dataset_key or USUAL
     return _priority(key if dataset_bytes <= SMALL_DATASET_BYTES else max(key, BULK), owner_group)
+
+
+def of_retrieval(job_datasets: int, owner_group: str) -> Priority:
+    """Of a dataset that somebody waits for, and of its datablocks, in a job of so many."""
+    return _priority(RETRIEVE if job_datasets <= SMALL_JOB_DATASETS else RETRIEVE_BULK, owner_group)
 
 
 def _priority(key: int, owner_group: str) -> Priority:

@@ -19,6 +19,7 @@ from temporalio.workflow import ActivityCancellationType
 
 with workflow.unsafe.imports_passed_through():
     from archiver import model as m
+    from archiver.retrieval import wire as w
 
 Request = TypeVar("Request", bound=m.Wire)
 Result = TypeVar("Result", bound=m.Wire)
@@ -30,6 +31,7 @@ LTS_SPACE = "archiver-lts-space"
 LTS_COPY = "archiver-lts-copy"
 LTS_VERIFY = "archiver-lts-verify"
 LTS_BAG = "archiver-lts-bag"
+LTS_READ = "archiver-lts-read"
 DELETE = "archiver-delete"
 
 MIB = 2**20
@@ -127,6 +129,16 @@ CONDEMN = Step[m.DatablockRef, m.Done]("condemn-datablock", LTS_BAG, m.Done, HOU
 
 # --- deletion: the only step that may remove source files ----------------------------------------------------------------
 DELETE_SOURCES = Step[m.DatasetRef, m.DeleteResult]("delete-sources", DELETE, m.DeleteResult, 24 * HOUR)
+
+# --- retrieval: LTS -> verified -> retrieval bucket or directory -----------------------------------------------------------
+BEGIN_RETRIEVE_JOB = Step[m.BeginJobRequest, w.BeginRetrieveJobResult]("begin-retrieve-job", CATALOGUE, w.BeginRetrieveJobResult, CALL)
+READ_RETRIEVE_PAGE = Step[m.PageRequest, w.RetrievePage]("read-retrieve-page", CATALOGUE, w.RetrievePage, CALL)
+FINISH_RETRIEVE_JOB = Step[w.FinishRetrieveJobRequest, m.FinishJobResult]("finish-retrieve-job", CATALOGUE, m.FinishJobResult, HOUR, never_gives_up=True)
+BEGIN_RETRIEVE = Step[w.Selection, w.BeginRetrieveResult]("begin-retrieve-dataset", CATALOGUE, w.BeginRetrieveResult, 6 * HOUR)
+FINISH_RETRIEVE = Step[w.FinishRetrieveRequest, m.Done]("finish-retrieve-dataset", CATALOGUE, m.Done, CALL, never_gives_up=True)
+FAIL_RETRIEVE = Step[w.FailRetrieveRequest, m.Done]("fail-retrieve-dataset", CATALOGUE, m.Done, CALL, never_gives_up=True)
+PLAN_RETRIEVE = Step[w.Selection, w.PlanRetrieveResult]("plan-retrieve", LTS_BAG, w.PlanRetrieveResult, 6 * HOUR)
+RETRIEVE_DATABLOCK = Step[w.RetrieveDatablockRequest, w.RetrieveDatablockResult]("retrieve-datablock", LTS_READ, w.RetrieveDatablockResult, 24 * HOUR, 2)
 
 # --- the sweeps (docs/sweep.md): they look; what is found is cleared by the steps above -----------------------------------
 SWEEP_JOBS = Step[m.SweepRequest, m.SweepJobsResult]("sweep-jobs", CATALOGUE, m.SweepJobsResult, HOUR)

@@ -25,10 +25,12 @@ BYTES_TOTAL = SearchAttributeKey.for_int("BytesTotal")
 DATABLOCK_COUNT = SearchAttributeKey.for_int("DatablockCount")
 
 
-def attributes(*, job_id: str, pid: str = "", owner_group: str = "", stage: str = "started") -> TypedSearchAttributes:
+def attributes(
+    *, job_id: str, pid: str = "", owner_group: str = "", stage: str = "started", operation: str = "archive"
+) -> TypedSearchAttributes:
     """Search attributes to start a workflow with."""
     pairs: list[SearchAttributePair[str]] = [
-        SearchAttributePair(OPERATION, "archive"),
+        SearchAttributePair(OPERATION, operation),
         SearchAttributePair(STAGE, stage),
     ]
     for key, value in ((JOB_ID, job_id), (PID, pid), (OWNER_GROUP, owner_group)):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import Field
+
 from archiver import model as m
 
 Kind = Literal["files", "datablocks", "directory"]
@@ -73,12 +75,6 @@ class Selection(m.Wire):
     destination: Destination = Destination()
 
 
-class RetrieveDatasetRequest(Selection):
-    """Input of ``RetrieveDataset``."""
-
-    policy: m.Policy = m.Policy()
-
-
 class BeginRetrieveResult(m.Wire):
     """The dataset is marked, its records and the wanted names are stored in staging."""
 
@@ -97,6 +93,25 @@ class PlanRetrieveResult(m.Wire):
     packed_bytes: int
     largest_bytes: int
     """Plain bytes of the largest of these datablocks."""
+
+
+class RetrieveDatasetState(m.Wire):
+    """What a ``RetrieveDataset`` carries from one run to the next (continue-as-new)."""
+
+    begun: BeginRetrieveResult
+    plan: PlanRetrieveResult
+    done: int = 0
+    """Of the plan's datablocks, from the first on."""
+    files: int = 0
+    skipped: int = 0
+    subscribers: list[str] = Field(default_factory=list)
+
+
+class RetrieveDatasetRequest(Selection):
+    """Input of ``RetrieveDataset``."""
+
+    policy: m.Policy = m.Policy()
+    state: RetrieveDatasetState | None = None
 
 
 class RetrieveDatablockRequest(Selection):
