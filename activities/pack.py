@@ -14,6 +14,7 @@ from archiver.datablock.manifest import ManifestReader
 from archiver.datablock.pack import pack
 from archiver.datablock.plan import Plan, make_plan, merge_sorted
 from archiver.errors import ChecksumDiffers, OwnFault, SourceChanged, StagingFault
+from archiver.patience import patiently
 from archiver.settings import Settings
 from archiver.storage.landing import Landing, open_landing
 from archiver.storage.objects import Bucket
@@ -46,7 +47,12 @@ class PackActivities:
 
         plan = make_plan(
             merge_sorted(runs()),
-            landing.list(),
+            # A listing that stands still is not a deaf step: a stop is heard within a second.
+            patiently(
+                landing.list(),
+                lambda seconds: beat.note(f"{landing.where} has answered nothing for {seconds:.0f} s"),
+                batch=500,
+            ),
             pid=request.pid,
             limits=limits,
             surplus=self._settings.landing.surplus,

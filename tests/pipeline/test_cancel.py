@@ -85,6 +85,15 @@ class Stoppable:
         self._staging.shut(after_bytes=8 * MIB)
         await until(lambda: self._staging.holding and partials(self.system, pid))
 
+    def hang_the_landing_zone(self) -> None:
+        """From now on it answers nothing."""
+        self._landing.shut()
+
+    @property
+    def landing_zone_hangs(self) -> bool:
+        """Whether it holds an answer back."""
+        return self._landing.holding
+
     async def _at(self, pid: str, where: str) -> bool:
         return await stage(self.system, pid, 2) == where
 
@@ -227,6 +236,32 @@ async def test_p3_a_stop_while_scicat_is_read_leaves_nothing_behind(
     seconds = time.monotonic() - start
     await assert_clean(system, pid, "datasetCreated", files=SMALL)
     table.add("reading origdatablocks (SciCat hangs)", what, way, seconds, "nothing")
+
+
+@pytest.mark.parametrize(("what", "way"), [("dataset", "signal"), ("job", "temporal")])
+async def test_p3_a_stop_while_the_landing_zone_is_listed_leaves_nothing_behind(
+    stoppable: Stoppable, table: Table, what: str, way: str
+) -> None:
+    system = stoppable.system
+    pid = await system.dataset(SMALL)
+    stoppable.hang_the_landing_zone()
+    try:
+        job = await system.start_job(await system.job(pid))
+        await system.pending("plan-dataset", "archive-dataset", pid)
+        await until(lambda: stoppable.landing_zone_hangs)
+        start = time.monotonic()
+        await ask(job if what == "job" else dataset_workflow(system, pid), way)
+        if (what, way) == ("job", "temporal"):
+            with pytest.raises(WorkflowFailureError):
+                await job.result()
+        else:
+            assert (await job.result()).counts == m.Counts(cancelled=1)
+        seconds = time.monotonic() - start
+    finally:
+        await stoppable.let_go()
+    assert seconds < 45, "well before the listing's own time limit of 60 s"
+    await assert_clean(system, pid, "datasetCreated", files=SMALL)
+    table.add("comparing with the landing zone (S3 hangs)", what, way, seconds, "nothing")
 
 
 @pytest.mark.parametrize(("what", "way"), [("dataset", "signal"), ("dataset", "temporal"), ("job", "signal")])
