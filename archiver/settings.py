@@ -193,6 +193,43 @@ class RetrievalSettings(Section):
 
     bucket: str = "retrieval"
     """Bucket name."""
+    roots: tuple[Path, ...] = ()
+    """Directories on shared file systems below which jobs may have their data put; empty: links only."""
+    destinations: dict[str, str] = {}
+    """What a retrieve job's ``option``, ``retrieveDestination`` or ``destinationPath`` means: ``files`` (links to files),
+    ``datablocks`` (links to datablocks as they are) or a directory at or below one of ``roots``. A path below ``roots`` needs
+    no entry; ``/archive/retrieve``, which clients always send, means the default unless it has one."""
+    default_destination: str = "files"
+    """The same, for a job that names no destination."""
+    url_life_seconds: int = Field(7 * 86400, ge=60, le=7 * 86400)
+    """How long links work; S3 allows no more than 7 days, which SciCat's mails promise."""
+    unknown_files: Literal["refuse", "deliver"] = "refuse"
+    """Names in a job's ``files`` that the dataset does not have: nothing of the dataset is delivered, or the others are."""
+    max_listed: int = Field(100, ge=1, le=1000)
+    """Links in a job's result object, which SciCat shows as it is; of more, it holds one link to a list and one to the script."""
+
+    @model_validator(mode="after")
+    def _known_destinations(self) -> RetrievalSettings:
+        for root in self.roots:
+            if not root.is_absolute() or ".." in root.parts or root == Path("/"):
+                raise ValueError(f"roots: {root} is not an absolute directory below /")
+        for name, target in (*self.destinations.items(), ("default_destination", self.default_destination)):
+            if not name.strip():
+                raise ValueError("destinations: a name is empty")
+            if target not in ("files", "datablocks") and self.root_of(target) is None:
+                raise ValueError(
+                    f"{name}: {target!r} is neither files nor datablocks, nor a directory at or below roots"
+                )
+        return self
+
+    def root_of(self, path: str) -> tuple[str, str] | None:
+        """The innermost of ``roots`` that an absolute path lies in, and the rest of the path; None if it lies in none."""
+        inside = [
+            (str(root), path[len(str(root)) :].strip("/"))
+            for root in self.roots
+            if path.rstrip("/") == str(root) or path.startswith(f"{root}/")
+        ]
+        return max(inside, key=lambda one: len(one[0]), default=None)
 
 
 class DatablockSettings(Section):
@@ -260,6 +297,8 @@ class ArchiveSettings(Section):
     """Our name in ``datasetlifecycle.storageLocation``; datasets with another non-empty one are refused."""
     job_type: str = "archive"
     """SciCat job type that we take."""
+    retrieve_job_type: str = "retrieve"
+    """SciCat job type of those that bring data back."""
     tape_copies: Literal[1, 2] = 1
     """Copies that the LTS itself keeps of what is written there; a job whose ``tapeCopies`` is another number is refused."""
     datasets_at_once: int = Field(10, ge=1, le=200)
@@ -270,6 +309,12 @@ class ArchiveSettings(Section):
     """After a failure the dataset is archivable again, so that a new job can be submitted (contract 2.5)."""
     give_up_after_hours: float = Field(72, gt=0)
     """How long system errors of one step are retried before the dataset is given up as failed."""
+
+    @model_validator(mode="after")
+    def _two_types(self) -> ArchiveSettings:
+        if self.job_type == self.retrieve_job_type:
+            raise ValueError("job_type and retrieve_job_type are the same")
+        return self
 
 
 class SlotSettings(Section):

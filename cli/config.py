@@ -29,7 +29,14 @@ def explained() -> str:
             lines += [f"# {line}" for line in (setting.description or "").splitlines()]
             variable = f"ARCHIVER_{section}__{name}".upper()
             if name in defaults:
-                lines += [f"# {variable}", f"#{tomli_w.dumps({name: defaults[name]}).strip()}"]
+                lines += [f"# {variable}", f"#{_assigned(name, defaults[name])}"]
             else:
                 lines.append(f"# {variable}; not set by default")
     return "\n".join(lines).strip()
+
+
+def _assigned(name: str, value: Any) -> str:
+    """As a line of TOML; a table stands in it, because its own header would end the section."""
+    if isinstance(value, dict):
+        return f"{name} = {{ {', '.join(_assigned(key, one) for key, one in value.items())} }}"
+    return tomli_w.dumps({name: value}).strip()

@@ -1,4 +1,4 @@
-"""What becomes of a SciCat job: started at once, started later, or refused in words.
+"""What becomes of a SciCat job: started at once, started later, or refused in words. Those that bring data back: ``retrieve``.
 
 The one place that decides it: the bridge asks before it starts a workflow, and the workflow's first step asks again, so that a
 job started by hand meets the same answer. What a job carries is honoured or refused, never ignored (contract 9.6).
@@ -39,20 +39,20 @@ def admit(job: Job, archive: ArchiveSettings, *, now: datetime, pids: list[str] 
     Raises ``ForeignJob`` if it is another program's (nothing of it is ours to write), ``Refused`` if it is ours and asks for
     what is not done here (it must be told so).
     """
-    refuse_foreign_type(job, archive)
-    _refuse_copies(job, archive)
-    _refuse_landing_zone(job)
-    return Admission(_pids(job) if pids is None else list(dict.fromkeys(pids)), _not_before(job, now))
+    refuse_foreign_type(job, archive, archive.job_type)
+    refuse_wishes(job, archive)
+    return Admission(_pids(job) if pids is None else list(dict.fromkeys(pids)), start_time(job, now))
 
 
-def refuse_foreign_type(job: Job, archive: ArchiveSettings) -> None:
-    """Raises ``ForeignJob`` for a job of another type, or one that names another archive."""
-    if job.type != archive.job_type:
+def refuse_foreign_type(job: Job, archive: ArchiveSettings, *types: str) -> None:
+    """Raises ``ForeignJob`` for a job of none of these types (ours, if none is given), or one that names another archive."""
+    types = types or (archive.job_type, archive.retrieve_job_type)
+    if job.type not in types:
         raise ForeignJob(
-            f"job {job.id} is not an archive job",
-            expected=f"type {archive.job_type!r}",
+            f"job {job.id} is not {'an archive job' if types == (archive.job_type,) else 'a job that we take'}",
+            expected=f"type {' or '.join(map(repr, types))}",
             found=f"type {job.type[:100]!r}",
-            next_step="nothing was changed; see archive.job_type in the settings",
+            next_step="nothing was changed; see archive.job_type and archive.retrieve_job_type in the settings",
         )
     named = job.params.get("storageLocation")
     if isinstance(named, str) and is_foreign(named, archive):
@@ -84,6 +84,12 @@ def _for_another(what: str, found: str | None, archive: ArchiveSettings) -> Fore
     )
 
 
+def refuse_wishes(job: Job, archive: ArchiveSettings) -> None:
+    """Raises ``Refused`` if the job of either type carries what is not honoured here."""
+    _refuse_copies(job, archive)
+    _refuse_landing_zone(job)
+
+
 def _refuse_copies(job: Job, archive: ArchiveSettings) -> None:
     asked = job.params.get("tapeCopies")
     if asked in (None, ""):
@@ -108,7 +114,8 @@ def _refuse_landing_zone(job: Job) -> None:
         )
 
 
-def _not_before(job: Job, now: datetime) -> datetime | None:
+def start_time(job: Job, now: datetime) -> datetime | None:
+    """When the job is to be started, None: at once. Raises ``Refused`` for a time that cannot be kept."""
     asked: Any = job.execution_time
     if asked in (None, ""):
         return None
@@ -133,7 +140,8 @@ def _wrong_time(job: Job, expected: str, asked: object) -> Refused:
     )
 
 
-def _pids(job: Job) -> list[str]:
+def refuse_no_datasets(job: Job) -> None:
+    """Raises ``Refused`` for a job without a dataset."""
     if not job.datasets:
         raise Refused(
             f"job {job.id} names no dataset",
@@ -141,6 +149,10 @@ def _pids(job: Job) -> list[str]:
             found="none" if not job.has_list else "an empty list",
             next_step="submit a job with a dataset list",
         )
+
+
+def _pids(job: Job) -> list[str]:
+    refuse_no_datasets(job)
     if partial := [entry.pid for entry in job.datasets if entry.files]:
         raise Refused(
             f"job {job.id} lists single files of dataset {partial[0]}",
