@@ -7,15 +7,23 @@ from collections.abc import Callable
 from queue import SimpleQueue
 
 
+class Left(Exception):
+    """What is fed no longer has a taker: the context was left. Nobody sees it who waits for an outcome."""
+
+
 class Beside:
     """Gives pieces to ``work`` in a thread of its own, at most ``ahead`` of them unfinished. A context manager.
 
     ``feed`` returns once fewer than ``ahead`` earlier pieces are unfinished. An error of ``work`` ends the thread and is
-    raised by every later ``feed`` and by ``finish``. Leaving the context ends the thread, whatever is unfinished.
+    raised by every later ``feed`` and by ``finish``. Leaving the context ends the thread, whatever is unfinished; a
+    ``feed`` from another thread then raises. ``end`` is the last thing that the thread does, however it ends.
     """
 
-    def __init__(self, name: str, work: Callable[[memoryview], None], *, ahead: int) -> None:
+    def __init__(
+        self, name: str, work: Callable[[memoryview], None], *, ahead: int, end: Callable[[], None] = lambda: None
+    ) -> None:
         self._work = work
+        self._end = end
         self._todo: SimpleQueue[memoryview | None] = SimpleQueue()
         self._room = threading.Semaphore(ahead)
         self._error: BaseException | None = None
@@ -36,9 +44,9 @@ class Beside:
     def feed(self, piece: memoryview) -> None:
         """Hand over the next piece. Raises the error of an earlier one."""
         self._room.acquire()
-        if self._error is not None:
+        if self._error is not None or self._left:
             self._room.release()
-            raise self._error
+            raise self._error or Left
         self._todo.put(piece)
 
     def finish(self) -> None:
@@ -56,3 +64,5 @@ class Beside:
         except BaseException as error:  # noqa: BLE001  carried to the thread that feeds
             self._error = error
             self._room.release()
+        finally:
+            self._end()

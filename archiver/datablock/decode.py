@@ -1,4 +1,4 @@
-"""The decoders of verification: the packed stream back to the tar, member by member, by other code than the packer's.
+"""The decoders of verification and retrieval: packed bytes back to the tar, member by member, by other code than the packer's.
 
 Each member starts and ends where the manifest says, holds exactly ``member_bytes`` of tar (the last one no more), and
 nothing is decoded beyond that, whatever a member claims to hold.
@@ -7,7 +7,7 @@ nothing is decoded beyond that, whatever a member claims to hold.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import zstandard
@@ -19,6 +19,8 @@ FEED_BYTES = 2**20
 """Packed bytes given to a decoder at a time: larger ones fall out of the processor's cache (11 times slower, measured)."""
 PIECE_BYTES = 2**20
 """Plain bytes taken from a decoder at a time."""
+MAX_MEMBER_BYTES = 2**26
+"""The settings allow no larger members, and a zstd frame is decoded whole."""
 _GZIP_ERROR: Any = zlib_ng.error
 
 
@@ -35,22 +37,28 @@ class Decoder(Protocol):
 Give = Callable[[memoryview], None]
 
 
-def decoder(format: str, sizes: array[int], member_bytes: int, give: Give) -> Decoder:
+def decoder(
+    format: str, sizes: array[int], member_bytes: int, give: Give, chosen: Sequence[int] | None = None
+) -> Decoder:
     """The decoder of ``format``; ``sizes`` are the packed sizes of the members in bytes. Raises ``Damaged``.
 
-    ``give`` gets the tar in pieces that it may keep.
+    ``give`` gets the tar in pieces that it may keep, each of one member. With ``chosen``, indices in ascending order, the
+    stream is these members alone, one behind the other.
     """
     kinds = {"tar.gz": _GzipMembers, "tar.zst": _ZstdMembers, "tar": _Members}
     if format not in kinds:
         raise Damaged(f"a format of {', '.join(kinds)} expected in the manifest, found {format[:40]!r}")
-    return kinds[format](sizes, member_bytes, give)
+    if not 0 < member_bytes <= MAX_MEMBER_BYTES:
+        raise Damaged(f"members of at most {MAX_MEMBER_BYTES} B expected in the manifest, found {member_bytes}")
+    return kinds[format](sizes, member_bytes, give, range(len(sizes)) if chosen is None else chosen)
 
 
 class _Members:
     """Members that are not compressed; what the other formats share."""
 
-    def __init__(self, sizes: array[int], member_bytes: int, give: Give) -> None:
+    def __init__(self, sizes: array[int], member_bytes: int, give: Give, chosen: Sequence[int]) -> None:
         self._sizes = sizes
+        self._chosen = chosen
         self._member_bytes = member_bytes
         self._give = give
         self._index = -1
@@ -59,33 +67,34 @@ class _Members:
     def feed(self, data: memoryview) -> None:
         """The next bytes of the datablock."""
         while len(data):
-            if self._index >= len(self._sizes):
-                raise Damaged(f"nothing expected behind {len(self._sizes)} members, found more bytes")
+            if self._index >= len(self._chosen):
+                raise Damaged(f"nothing expected behind {len(self._chosen)} members, found more bytes")
             piece = data[: min(self._left, FEED_BYTES)]
             self._decode(piece)
             data = data[len(piece) :]
             self._left -= len(piece)
             if not self._left:
                 self._finish()
-                last = self._index == len(self._sizes) - 1
+                last = self._chosen[self._index] == len(self._sizes) - 1
                 if self._size != self._member_bytes and not (last and self._size):
                     raise Damaged(f"{self._member_bytes} B expected in {self._name}, found {self._size} B")
                 self._next()
 
     def close(self) -> None:
         """The datablock has ended."""
-        if self._index < len(self._sizes):
-            raise Damaged(f"{len(self._sizes)} members expected, found the end in {self._name}")
+        if self._index < len(self._chosen):
+            raise Damaged(f"{len(self._chosen)} members expected, found the end in {self._name}")
 
     @property
     def _name(self) -> str:
-        return f"member {self._index + 1}"
+        return f"member {self._chosen[self._index] + 1}"
 
     def _next(self) -> None:
         self._index += 1
         self._size = 0
-        self._left = self._sizes[self._index] if self._index < len(self._sizes) else 0
-        if not self._left and self._index < len(self._sizes):
+        there = self._index < len(self._chosen)
+        self._left = self._sizes[self._chosen[self._index]] if there else 0
+        if there and not self._left:
             raise Damaged(f"a size expected for {self._name} in the manifest, found 0")
         self._begin()
 

@@ -69,6 +69,12 @@ class TarStream:
                 self._pending.clear()
                 self._on(block)
 
+    def seek(self, position: int) -> None:
+        """The next bytes are those at ``position`` of the tar. Raises ``Damaged`` if a file is not yet at its end."""
+        if self._left or self._pending or self._on != self._header or self._pax or self._zero_blocks:
+            raise Damaged(f"the end of a file expected at {self.position}, found none")
+        self.position = position
+
     def close(self) -> None:
         """The tar has ended: it must have ended with its end-of-archive blocks and nothing behind them."""
         if self._left or self._pending or self._zero_blocks != 2:

@@ -11,13 +11,13 @@ import base64
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from archiver.datablock.beside import Beside
-from archiver.datablock.decode import Decoder, decoder
+from archiver.datablock.decode import decoder
 from archiver.datablock.manifest import ManifestFile, ManifestReader
 from archiver.datablock.untar import Damaged, TarStream
 from archiver.direct_io import PastCacheReader
@@ -74,31 +74,37 @@ def _attempt(
 ) -> VerifyResult | str:
     # The sizes of the members stand behind the files in the manifest, so it is read twice, streaming.
     scan = ManifestReader([manifest])
-    footer = scan.read_footer()
-    files = _Files(ManifestReader([manifest]).files())
-    tar = TarStream(files)
-    members = Beside("members", tar.feed, ahead=PIECES_AHEAD)
+    scan.read_footer()
     try:
-        decode = decoder(scan.header.format, scan.member_sizes, scan.header.member_bytes, members.feed)
-        sha256, packed = _pass(read(), decode, members, tar, progress)
-        files.close()
+        return compare(read, scan, Files(ManifestReader([manifest]).files()), progress)
     except Damaged as error:
         return str(error)
-    except OSError as error:
-        raise LtsFault(
-            f"the datablock cannot be read: {error.strerror or error}",
-            found=f"errno {error.errno}",
-            next_step="retried; see the LTS's health",
-        ) from None
-    if (sha256, packed) != (footer.sha256, footer.packed_bytes):
-        return f"SHA-256 {footer.sha256} of {footer.packed_bytes} B expected, found {sha256} of {packed} B"
+
+
+def compare(
+    read: Callable[[], Iterable[memoryview]], scan: ManifestReader, files: Files, progress: Callable[[int], None]
+) -> VerifyResult:
+    """Read the whole datablock once and compare everything; ``scan`` is its manifest, read to its end.
+
+    Raises ``Damaged``, ``LtsFault`` for a read error, and whatever ``files`` and ``progress`` raise.
+    """
+    footer = scan.footer
+    tar = TarStream(files)
+    whole = hashlib.sha256()
+    packed = one_pass(read, scan, tar, files, progress, whole=whole)
+    if (whole.hexdigest(), packed) != (footer.sha256, footer.packed_bytes):
+        raise Damaged(
+            f"SHA-256 {footer.sha256} of {footer.packed_bytes} B expected, found {whole.hexdigest()} of {packed} B"
+        )
     found = (files.count, files.size_bytes, tar.position)
     if found != (footer.files, footer.size_bytes, footer.tar_bytes):
-        return f"{footer.files} files of {footer.size_bytes} B in {footer.tar_bytes} B of tar expected, found {found}"
-    return VerifyResult("cache", "given", footer.size_bytes, packed, footer.files, sha256)
+        raise Damaged(
+            f"{footer.files} files of {footer.size_bytes} B in {footer.tar_bytes} B of tar expected, found {found}"
+        )
+    return VerifyResult("cache", "given", footer.size_bytes, packed, footer.files, footer.sha256)
 
 
-class _Files:
+class Files:
     """Compares the members with the manifest's files, in order."""
 
     def __init__(self, expected: Iterator[ManifestFile]) -> None:
@@ -108,6 +114,7 @@ class _Files:
         self.count = self.size_bytes = 0
 
     def begin(self, path: str, size: int, offset: int) -> None:
+        """A file begins in the tar."""
         file = next(self._expected, None)
         if file is None or (file.path, file.size, file.offset) != (path, size, offset):
             wanted = f"{file.path[:200]!a} of {file.size} B at {file.offset}" if file else "the end"
@@ -116,9 +123,11 @@ class _Files:
         self._hash = hashlib.sha256()
 
     def data(self, chunk: memoryview) -> None:
+        """Bytes of the file."""
         self._hash.update(chunk)
 
     def end(self) -> None:
+        """The file has ended."""
         assert self._file is not None  # noqa: S101
         if self._hash.hexdigest() != self._file.sha256:
             name = f"{self._file.path[:200]!a}"
@@ -127,35 +136,79 @@ class _Files:
         self.size_bytes += self._file.size
 
     def close(self) -> None:
+        """The tar has ended. Raises ``Damaged`` if a file is missing."""
         if (missing := next(self._expected, None)) is not None:
             raise Damaged(f"{missing.path[:200]!a} expected, found the end")
 
+    def give_up(self) -> None:
+        """Called from the reading thread at an error: no further file is wanted."""
 
-def _pass(
-    chunks: Iterable[memoryview], decode: Decoder, members: Beside, tar: TarStream, progress: Callable[[int], None]
-) -> tuple[str, int]:
-    """SHA-256 and size of the whole, hashed here; a thread decodes beside, and ``members`` looks at what comes out.
+    def leave(self) -> None:
+        """The last call, from the thread of ``begin``, ``data`` and ``end``, however they ended."""
 
-    Ends early with the error of either. No chunk is asked for before the decoder is done with the one before the last.
+
+class PlainBytes(Protocol):
+    """Takes what was decoded: ``TarStream``, or what looks at parts of the tar."""
+
+    def feed(self, data: memoryview) -> None:
+        """The next bytes."""
+
+    def close(self) -> None:
+        """All bytes came. Raises ``Damaged`` if that is not the end."""
+
+
+def one_pass(
+    read: Callable[[], Iterable[memoryview]],
+    scan: ManifestReader,
+    plain: PlainBytes,
+    files: Files,
+    progress: Callable[[int], None],
+    *,
+    whole: hashlib._Hash | None = None,
+    chosen: Sequence[int] | None = None,
+) -> int:
+    """Read, hash into ``whole`` here, decode in a thread beside, look at what comes out in another; the packed bytes read.
+
+    Ends early with the first error: the reader is closed, ``files`` told to give up, and both threads ended before it is
+    raised. No chunk is asked for before the decoder is done with the one before the last. ``chosen``: see ``decoder``.
     """
-    whole = hashlib.sha256()
+    members = Beside("members", plain.feed, ahead=PIECES_AHEAD, end=files.leave)
+    header = scan.header
+    decode = decoder(header.format, scan.member_sizes, header.member_bytes, members.feed, chosen)
     packed = 0
-    source = iter(chunks)
-    with members, Beside("decode", decode.feed, ahead=1) as decoding:
+    source = _readable(read)
+    # The last to be entered is the first to be left: whoever decodes then finds that nobody takes what comes out.
+    with Beside("decode", decode.feed, ahead=1) as decoding, members:
         try:
             for chunk in source:
                 decoding.feed(chunk)
-                whole.update(chunk)
+                if whole is not None:
+                    whole.update(chunk)
                 packed += len(chunk)
                 progress(len(chunk))
+            decoding.finish()
+            decode.close()
+            members.finish()
+        except BaseException:
+            files.give_up()
+            raise
         finally:
-            if isinstance(source, Generator):
-                source.close()
-        decoding.finish()
-        decode.close()
-        members.finish()
-        tar.close()
-    return whole.hexdigest(), packed
+            source.close()
+        plain.close()
+        files.close()
+    return packed
+
+
+def _readable(read: Callable[[], Iterable[memoryview]]) -> Generator[memoryview]:
+    """The chunks; only an error of reading them is the LTS's, not one of whoever takes them (rule 7)."""
+    try:
+        yield from read()
+    except OSError as error:
+        raise LtsFault(
+            f"the datablock cannot be read: {error.strerror or error}",
+            found=f"errno {error.errno}",
+            next_step="retried; see the LTS's health",
+        ) from None
 
 
 # --- the process: one request per line on standard input, lines of progress and one answer on standard output -----------
