@@ -117,7 +117,7 @@ class CatalogueActivities:
         """
         code, message = verdict(request)
         result = payloads.job_result(message, request)
-        with _until_told():
+        with until_told():
             told = await self._scicat.job(request.job_id, lists=False)
             if told.status_code == code == FINISHED_WELL and request.counts.archived == 0:
                 return m.FinishJobResult(status_code=code, message=message)
@@ -299,7 +299,7 @@ class CatalogueActivities:
     @told_async
     async def finish_dataset(self, request: m.FinishDatasetRequest) -> m.Done:
         """Report the dataset as archived: retrievable, not archivable, with our storage location."""
-        with _until_told():
+        with until_told():
             await self._scicat.patch_lifecycle(
                 request.pid, payloads.lifecycle_archived(request, self._settings.archive.storage_location)
             )
@@ -309,7 +309,7 @@ class CatalogueActivities:
     @told_async
     async def fail_dataset(self, request: m.FailDatasetRequest) -> m.Done:
         """Say in the dataset's lifecycle why it was not archived. Never touches one that is archived."""
-        with _until_told():
+        with until_told():
             dataset = await self._scicat.dataset(request.pid)
             if dataset is None:
                 return m.Done(what="the dataset is gone")
@@ -337,7 +337,7 @@ class CatalogueActivities:
 
 
 @contextmanager
-def _until_told() -> Iterator[None]:
+def until_told() -> Iterator[None]:
     """For the steps that never give up: also an account that SciCat refuses is waited for, until it is put right."""
     try:
         yield
@@ -351,18 +351,19 @@ def _sorted_run(files: list[CatalogueFile]) -> bytes:
     return b"".join(write_lines(ordered))
 
 
-def verdict(request: m.FinishJobRequest) -> tuple[str, str]:
-    """Status code and the one sentence that users get, on one line (contract 1.4, 9.3)."""
+def verdict(request: m.FinishJobRequest, done: str = "archived") -> tuple[str, str]:
+    """Status code and the one sentence that users get, on one line (contract 1.4, 9.3). ``done``: what was to be done."""
     counts, total = request.counts, request.total
     if request.problem is not None:
-        return "finishedUnsuccessful", _line(f"Nothing was archived: {request.problem.message}", payloads.MAX_TEXT)
+        return "finishedUnsuccessful", _line(f"Nothing was {done}: {request.problem.message}", payloads.MAX_TEXT)
     parts = [
         f"{number} {name}"
         for number, name in (
             (counts.archived, "archived"),
+            (counts.retrieved, "retrieved"),
             (counts.already_archived, "archived before"),
-            (counts.content_errors, "not archived because of their files or records"),
-            (counts.system_errors, "not archived because of a system error"),
+            (counts.content_errors, f"not {done} because of their files or records"),
+            (counts.system_errors, f"not {done} because of a system error"),
             (counts.cancelled, "stopped"),
         )
         if number

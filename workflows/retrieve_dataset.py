@@ -196,7 +196,7 @@ class RetrieveDataset(DatasetWork):
         files = self.files + self.skipped
         await steps.FINISH_RETRIEVE.run(
             w.FinishRetrieveRequest(
-                **self.selection(), datablocks=len(plan.datablocks), files=files, size_bytes=plan.size_bytes
+                **self.selection(), datablocks=plan.datablocks, files=files, size_bytes=plan.size_bytes
             ),
             policy=r.policy,
             summary="report datasetRetrieved",

@@ -135,9 +135,9 @@ class RetrieveDatablockResult(m.Wire):
 
 
 class FinishRetrieveRequest(Selection):
-    """Tell SciCat that the dataset was retrieved."""
+    """Tell SciCat that the dataset was retrieved, from these datablocks."""
 
-    datablocks: int
+    datablocks: list[int]
     files: int
     size_bytes: int
 

@@ -1,0 +1,60 @@
+"""Names of what a retrieval keeps: in staging while it runs, in the retrieval bucket as long as its data lies there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from archiver.pids import pid_path
+from archiver.retrieval.wire import Destination
+
+SELECTION_DIGITS = 24
+OWN = ".archiver/"
+"""Prefix of our own objects in the retrieval bucket; no pid begins so."""
+
+
+def selection_of(destination: Destination, files: Iterable[str]) -> str:
+    """The name of what a job wants of a dataset: the same for the same files at the same destination, in any order."""
+    wanted = [destination.kind, destination.root, destination.path, sorted(set(files))]
+    text = json.dumps(wanted, ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:SELECTION_DIGITS]
+
+
+@dataclass(frozen=True)
+class RetrievalKeys:
+    """Keys of one dataset and selection. The same on every try; ``n`` counts datablocks from 1."""
+
+    staging_prefix: str
+    pid: str
+    selection: str
+
+    @property
+    def work(self) -> str:
+        """Everything in staging that this retrieval needs while it runs, and nothing else, lies below this prefix."""
+        return f"{self.staging_prefix}retrievals/{pid_path(self.pid)}/{self.selection}/"
+
+    @property
+    def records(self) -> str:
+        """In staging: the catalogue's datablocks, archiveId to packed size, as JSON."""
+        return self.work + "records.json"
+
+    @property
+    def wanted(self) -> str:
+        """In staging: the wanted names, a JSON list, gzip; not there if all files are wanted."""
+        return self.work + "wanted.json.gz"
+
+    @property
+    def told(self) -> str:
+        """In the retrieval bucket: what is told of this selection lies below this prefix."""
+        return f"{OWN}{pid_path(self.pid)}/{self.selection}/"
+
+    def delivered(self, n: int) -> str:
+        """In the retrieval bucket: what was delivered of datablock ``n``, JSON lines, gzip (``Delivered``)."""
+        return f"{self.told}{n}.jsonl.gz"
+
+    @property
+    def complete(self) -> str:
+        """In the retrieval bucket: there only once everything wanted was checked and lies there."""
+        return self.told + "complete.json"
