@@ -11,11 +11,10 @@ from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
 from temporalio.exceptions import ApplicationError, FailureError, TemporalError, WorkflowAlreadyStartedError
 
 from activities.connection import answering
-from activities.starting import start_job
+from activities.starting import job_workflow_id, start_job
 from archiver import model as m
 from archiver.catalogue.client import SciCat
-from archiver.errors import SettingsInvalid, UnknownDataset
-from archiver.pids import workflow_id
+from archiver.errors import SettingsInvalid, UnknownDataset, UnknownJob
 from archiver.settings import Settings
 from cli import exits
 
@@ -24,8 +23,13 @@ LOOK_SECONDS = 0.3
 Say = Callable[[str], None]
 
 
-async def submit(settings: Settings, pids: list[str]) -> str:
-    """Create the SciCat job as a user would; returns its id. Raises ``UnknownDataset`` before anything is made."""
+async def submit(
+    settings: Settings, pids: list[str], *, retrieve: bool = False, files: list[str] | None = None, to: str = ""
+) -> str:
+    """Create the SciCat job as a user would; returns its id. Raises ``UnknownDataset`` before anything is made.
+
+    ``retrieve``: one that brings the datasets back, or of each these ``files``, as links or ``to`` a destination of the settings.
+    """
     async with SciCat(settings.scicat) as scicat:
         groups = set()
         for pid in pids:
@@ -38,14 +42,28 @@ async def submit(settings: Settings, pids: list[str]) -> str:
                     dataset=pid,
                 )
             groups.add(dataset.owner_group)
+        archive = settings.archive
         job = await scicat.create_job(
-            settings.archive.job_type, pids, owner_group=min(g for g in groups if g) if any(groups) else None
+            archive.retrieve_job_type if retrieve else archive.job_type,
+            pids,
+            owner_group=min(g for g in groups if g) if any(groups) else None,
+            files=files,
+            to=to,
         )
         return job.id
 
 
+async def is_retrieval(settings: Settings, job_id: str) -> bool:
+    """Whether SciCat has the job with the type that brings data back. One that it does not know is its workflow's to tell."""
+    async with SciCat(settings.scicat) as scicat:
+        try:
+            return (await scicat.job(job_id, lists=False)).type == settings.archive.retrieve_job_type
+        except UnknownJob:
+            return False
+
+
 async def start(
-    client: Client, job_id: str, pids: list[str] | None, *, again: bool = True
+    client: Client, job_id: str, pids: list[str] | None, *, again: bool = True, retrieve: bool = False
 ) -> WorkflowHandle[Any, m.ArchiveJobResult]:
     """Start the workflow of a job; without ``again`` one that ended is not run again, but followed to that end.
 
@@ -53,9 +71,9 @@ async def start(
     """
     check_job_id(job_id)
     try:
-        return await start_job(client, job_id, pids, again=again)
+        return await start_job(client, job_id, pids, again=again, retrieve=retrieve)
     except WorkflowAlreadyStartedError:
-        return client.get_workflow_handle(workflow_id("archive-job", job_id), result_type=m.ArchiveJobResult)
+        return client.get_workflow_handle(job_workflow_id(job_id, retrieve=retrieve), result_type=m.ArchiveJobResult)
 
 
 def check_job_id(job_id: str) -> None:

@@ -213,6 +213,30 @@ def archive(
 
 
 @app.command()
+def retrieve(
+    pid: Annotated[str, typer.Argument(help="Dataset to bring back.", metavar="PID")],
+    files: Annotated[
+        list[str] | None, typer.Argument(help="Only these files, as SciCat lists them.", metavar="[FILE...]")
+    ] = None,
+    to: Annotated[
+        str, typer.Option("--to", help="A directory below retrieval.roots, or a destination of the settings.")
+    ] = "",
+    wait: Annotated[bool, typer.Option("--wait", help="Follow the job to its end.")] = False,
+) -> None:
+    """Create the SciCat job that brings a dataset back, or single files of it, as a user would, and start it."""
+    from activities.connection import connect
+    from cli import jobs
+
+    async def run() -> int:
+        settings = options.settings()
+        client = await connect(settings)
+        job_id = await jobs.submit(settings, [pid], retrieve=True, files=files, to=to)
+        return await _started(client, job_id, None, wait, again=False, retrieve=True)
+
+    raise typer.Exit(asyncio.run(run()))
+
+
+@app.command()
 def start(
     job: Annotated[str, typer.Argument(help="Id of a job that SciCat has.", metavar="JOB")],
     pids: Annotated[list[str] | None, typer.Argument(help="Only these datasets.", metavar="[PID...]")] = None,
@@ -224,15 +248,19 @@ def start(
 
     async def run() -> int:
         jobs.check_job_id(job)
-        return await _started(await connect(options.settings()), job, pids, wait)
+        settings = options.settings()
+        client = await connect(settings)
+        return await _started(client, job, pids, wait, retrieve=await jobs.is_retrieval(settings, job))
 
     raise typer.Exit(asyncio.run(run()))
 
 
-async def _started(client: Any, job_id: str, pids: list[str] | None, wait: bool, *, again: bool = True) -> int:
+async def _started(
+    client: Any, job_id: str, pids: list[str] | None, wait: bool, *, again: bool = True, retrieve: bool = False
+) -> int:
     from cli import jobs
 
-    handle = await jobs.start(client, job_id, pids, again=again)
+    handle = await jobs.start(client, job_id, pids, again=again, retrieve=retrieve)
     if not wait:
         options.out(f"started {handle.id}", job=job_id, workflow=handle.id)
         return 0

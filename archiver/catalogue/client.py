@@ -7,6 +7,7 @@ not come may hide a write that was done: so 403 logs in once more, lists are com
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from types import TracebackType
@@ -18,7 +19,7 @@ import httpx
 from archiver.catalogue import payloads
 from archiver.catalogue.records import Datablock, Dataset, Job, JobHead, OrigDatablock
 from archiver.catalogue.session import ADMIN, QUICK_TRIES, TOO_LARGE, Session, no_route, words
-from archiver.errors import CatalogueFault, UnknownJob
+from archiver.errors import CatalogueFault, CatalogueRecordInvalid, UnknownJob
 from archiver.settings import SciCatSettings
 
 PAGE = 100
@@ -81,6 +82,17 @@ class SciCat:
             raise self._session.fault(f"SciCat's answer is not job {job_id}", job_id, job.id or "another document")
         return job
 
+    async def some_jobs(self, job_ids: list[str]) -> dict[str, Job]:
+        """Those of these jobs that SciCat shows and that can be read; why another is not among them, ``job`` says."""
+        query = {"where": {"_id": {"$in": job_ids}}, "limits": {"limit": len(job_ids)}}
+        found: dict[str, Job] = {}
+        for document in await self._list("/api/v4/jobs", query):
+            with contextlib.suppress(CatalogueRecordInvalid):
+                job = Job.read(document)
+                if job.id in job_ids:
+                    found[job.id] = job
+        return found
+
     async def jobs(self, job_type: str, status_code: str) -> list[JobHead]:
         """All jobs of this type and status, the oldest first.
 
@@ -107,7 +119,15 @@ class SciCat:
                 found.append(head)
         return sorted(found, key=lambda head: (head.created_at, head.id))
 
-    async def create_job(self, job_type: str, pids: list[str], *, owner_group: str | None = None) -> Job:
+    async def create_job(
+        self,
+        job_type: str,
+        pids: list[str],
+        *,
+        owner_group: str | None = None,
+        files: list[str] | None = None,
+        to: str = "",
+    ) -> Job:
         """Submit a job as a user would. Not to be repeated blindly: each success is another job.
 
         Raises ``CatalogueFault``; the job may exist all the same, because SciCat answers with the status of its own
@@ -115,7 +135,9 @@ class SciCat:
         """
         try:
             _, body = await self._session.call(
-                "POST", "/api/v4/jobs", json_body=payloads.create_job(job_type, pids, owner_group)
+                "POST",
+                "/api/v4/jobs",
+                json_body=payloads.create_job(job_type, pids, owner_group, files=files, to=to),
             )
             return Job.read(self._object(body, "a job"))
         except CatalogueFault as fault:

@@ -30,12 +30,14 @@ _TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}([.][0
 Payload = dict[str, Any]
 
 
-def create_job(job_type: str, pids: list[str], owner_group: str | None) -> Payload:
-    """``CreateJobDto``: whole datasets."""
-    payload: Payload = {
-        "type": job_type,
-        "jobParams": {"datasetList": [{"pid": pid, "files": []} for pid in pids]},
-    }
+def create_job(
+    job_type: str, pids: list[str], owner_group: str | None, *, files: list[str] | None = None, to: str = ""
+) -> Payload:
+    """``CreateJobDto``: whole datasets, or of each these ``files``; ``to``: the destination of a retrieve job."""
+    params: Payload = {"datasetList": [{"pid": pid, "files": files or []} for pid in pids]}
+    if to:
+        params["destinationPath"] = to
+    payload: Payload = {"type": job_type, "jobParams": params}
     if owner_group:
         payload["ownerGroup"] = owner_group
     return payload
