@@ -5,10 +5,11 @@ ArchiverError
 |   |-- MissingFiles, FileDiffers, SurplusFiles, SourceChanged   landing zone against catalogue
 |   |-- EmptyDataset, DuplicatePath, PathCollision, HostilePath  the catalogue's list cannot be true
 |   |-- ChecksumDiffers                                          bytes against the catalogue's checksum
+|   |-- DestinationRefused, TargetDiffers                        where retrieved data is to go, or what lies there
 |   `-- UnknownDataset                                           the job names a pid that SciCat does not know
 |-- SystemFault       the operator or time must act. Retried, unless ``retryable`` is false.
-|   |-- SourceFault, StagingFault, LtsFault, CatalogueFault, OwnFault   the side it belongs to (rule 7)
-|   |-- LtsMarkerMissing, LtsFull                                LTS, special cases
+|   |-- SourceFault, StagingFault, LtsFault, TargetFault, CatalogueFault, OwnFault   the side it belongs to (rule 7)
+|   |-- LtsMarkerMissing, LtsFull, TargetFull                    LTS and retrieval target, special cases
 |   `-- IntegrityMismatch                                        bytes changed between two of our own steps
 |-- Refused           never starts: foreign job type, foreign storage location, no dataset list
 `-- Stopped           told to stop (cancel, worker shutdown): not a failure
@@ -126,6 +127,14 @@ class UnknownDataset(ContentError):
     """The job names a pid that SciCat does not know."""
 
 
+class DestinationRefused(ContentError):
+    """Retrieved data may not go where the job wants it: outside the configured roots, or through a symbolic link."""
+
+
+class TargetDiffers(ContentError):
+    """Something else lies where a retrieved file is to go. It is never overwritten."""
+
+
 class SystemFault(ArchiverError):
     """Time or the operator must act; the side is the subclass. Retried unless ``retryable=False`` is given."""
 
@@ -160,6 +169,16 @@ class LtsMarkerMissing(LtsFault):
 
 class LtsFull(LtsFault):
     """Not enough space on the LTS. A wait, never a failure of the dataset."""
+
+
+class TargetFault(SystemFault):
+    """Where retrieved data goes, a bucket or a directory, does not answer, or answers with an error."""
+
+    side = "target"
+
+
+class TargetFull(TargetFault):
+    """Not enough space where retrieved data goes. A wait, never a failure of the dataset."""
 
 
 class CatalogueFault(SystemFault):

@@ -72,6 +72,30 @@ def parse_size(value: object) -> object:
     return int(float(match[1]) * unit)
 
 
+def _prefix(value: str) -> str:
+    if value and (not value.endswith("/") or value.startswith("/")):
+        raise ValueError("must end with / and not begin with it")
+    return value
+
+
+def _reserve(value: str) -> str:
+    if match := re.fullmatch(r"(\d+(?:\.\d+)?)%", value):
+        if float(match[1]) >= 100:
+            raise ValueError("must be below 100%")
+    else:
+        parse_size(value)
+    return value
+
+
+def _reserve_bytes(reserve: str, total_bytes: int) -> int:
+    """A validated reserve, a share or a size, of a file system of ``total_bytes``."""
+    if reserve.endswith("%"):
+        return int(total_bytes * float(reserve[:-1]) / 100)
+    size = parse_size(reserve)
+    assert isinstance(size, int)  # noqa: S101  validated
+    return size
+
+
 class Section(BaseModel):
     """One table of the settings file: frozen, unknown keys refused."""
 
@@ -183,9 +207,7 @@ class StagingSettings(Section):
     @field_validator("prefix")
     @classmethod
     def _slash(cls, value: str) -> str:
-        if value and (not value.endswith("/") or value.startswith("/")):
-            raise ValueError("must end with / and not begin with it")
-        return value
+        return _prefix(value)
 
 
 class RetrievalSettings(Section):
@@ -193,6 +215,17 @@ class RetrievalSettings(Section):
 
     bucket: str = "retrieval"
     """Bucket name."""
+    prefix: str = ""
+    """Key prefix, ending in / if not empty; a dataset's pid comes next."""
+    public_endpoint: AnyHttpUrl | None = None
+    """URL of the S3 server as requesters reach it, for presigned URLs; absent: the one of ``[s3]``."""
+    quota: int = Field(0, ge=0)
+    """Bytes that may lie in the bucket below the prefix; 0: no limit. A retrieval that would pass it waits."""
+    expire_days: float = Field(14, gt=0)
+    """Retrieved data is removed from the bucket so long after the last retrieval that wanted it."""
+    reserve: str = "5%"
+    """Space to leave free on the file system of one of ``roots``: a share (``5%``) or a size (``500GiB``)."""
+
     roots: tuple[Path, ...] = ()
     """Directories on shared file systems below which jobs may have their data put; empty: links only."""
     destinations: dict[str, str] = {}
@@ -207,6 +240,28 @@ class RetrievalSettings(Section):
     """Names in a job's ``files`` that the dataset does not have: nothing of the dataset is delivered, or the others are."""
     max_listed: int = Field(100, ge=1, le=1000)
     """Links in a job's result object, which SciCat shows as it is; of more, it holds one link to a list and one to the script."""
+
+    _size = field_validator("quota", mode="before")(parse_size)
+
+    @field_validator("prefix")
+    @classmethod
+    def _slash(cls, value: str) -> str:
+        return _prefix(value)
+
+    @field_validator("reserve")
+    @classmethod
+    def _share_or_size(cls, value: str) -> str:
+        return _reserve(value)
+
+    def reserve_bytes(self, total_bytes: int) -> int:
+        """The reserve in bytes for a file system of ``total_bytes``."""
+        return _reserve_bytes(self.reserve, total_bytes)
+
+    @model_validator(mode="after")
+    def _outlives_links(self) -> RetrievalSettings:
+        if self.expire_days * 86400 < self.url_life_seconds:
+            raise ValueError("expire_days ends before the links of url_life_seconds do")
+        return self
 
     @model_validator(mode="after")
     def _known_destinations(self) -> RetrievalSettings:
@@ -274,20 +329,11 @@ class LtsSettings(Section):
     @field_validator("reserve")
     @classmethod
     def _reserve(cls, value: str) -> str:
-        if match := re.fullmatch(r"(\d+(?:\.\d+)?)%", value):
-            if float(match[1]) >= 100:
-                raise ValueError("must be below 100%")
-        else:
-            parse_size(value)
-        return value
+        return _reserve(value)
 
     def reserve_bytes(self, total_bytes: int) -> int:
         """The reserve in bytes for a file system of ``total_bytes``."""
-        if self.reserve.endswith("%"):
-            return int(total_bytes * float(self.reserve[:-1]) / 100)
-        size = parse_size(self.reserve)
-        assert isinstance(size, int)  # noqa: S101  validated above
-        return size
+        return _reserve_bytes(self.reserve, total_bytes)
 
 
 class ArchiveSettings(Section):
@@ -527,6 +573,11 @@ class Settings(BaseSettings):
             bucket = self.landing.url_template.removeprefix("s3://").split("/")[0]
             if bucket == self.staging.bucket and self.landing.s3 is None:
                 raise ValueError(f"landing.url_template and staging.bucket name the same bucket {bucket!r}")
+        if self.retrieval.bucket == self.staging.bucket:
+            raise ValueError(f"retrieval.bucket and staging.bucket name the same bucket {self.staging.bucket!r}")
+        for root in self.retrieval.roots:
+            if self.lts.root.is_relative_to(root) or root.is_relative_to(self.lts.root):
+                raise ValueError(f"retrieval.roots: {root} and lts.root {self.lts.root} lie in one another")
         if self.datablock.fetch_bytes < self.datablock.member_bytes:
             raise ValueError("datablock.fetch_bytes is smaller than datablock.member_bytes")
         return self
