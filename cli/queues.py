@@ -7,6 +7,7 @@ of it, so none forgets it: it lasts over restarts of workers and of Temporal unt
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
@@ -19,6 +20,7 @@ from temporalio.api.workflow.v1 import PendingActivityInfo
 from temporalio.api.workflowservice.v1 import (
     DescribeTaskQueueRequest,
     DescribeTaskQueueResponse,
+    ListTaskQueuePartitionsRequest,
     UpdateTaskQueueConfigRequest,
 )
 from temporalio.client import Client
@@ -106,7 +108,31 @@ async def _read(client: Client, name: str, config: TaskQueueConfig | None = None
     told = await client.workflow_service.describe_task_queue(request, timeout=RPC)
     if config is not None:
         told.config.CopyFrom(config)
+    state = _state(name, told)
+    if state.asking and not state.paused:
+        return state
+    # While a queue is paused the server does not tell its first partition, which it shows, of those that ask at another: a
+    # worker with few slots would seem to be gone.
+    names = await partitions(client, name)
+    requests = [
+        DescribeTaskQueueRequest(namespace=client.namespace, task_queue=TaskQueue(name=one), task_queue_type=kind)
+        for one in names[1:]
+    ]
+    service = client.workflow_service
+    for part in await asyncio.gather(*(service.describe_task_queue(one, timeout=RPC) for one in requests)):
+        told.pollers.extend(part.pollers)
     return _state(name, told)
+
+
+async def partitions(client: Client, name: str) -> list[str]:
+    """The names under which the server keeps a queue's parts, its own first."""
+    names = {name: None}
+    with contextlib.suppress(RPCError):  # an older server, or a caller that may not: then the first partition alone
+        request = ListTaskQueuePartitionsRequest(namespace=client.namespace, task_queue=TaskQueue(name=name))
+        told = await client.workflow_service.list_task_queue_partitions(request, timeout=RPC)
+        for part in (*told.activity_task_queue_partitions, *told.workflow_task_queue_partitions):
+            names[part.key] = None
+    return list(names)
 
 
 def _state(name: str, told: DescribeTaskQueueResponse) -> QueueState:

@@ -18,7 +18,6 @@ from temporalio.api.workflowservice.v1 import (
     DescribeNamespaceRequest,
     DescribeTaskQueueRequest,
     GetSystemInfoRequest,
-    ListTaskQueuePartitionsRequest,
     PollActivityTaskQueueRequest,
     SignalWorkflowExecutionRequest,
 )
@@ -28,6 +27,7 @@ from temporalio.service import RPCError, RPCStatusCode
 from activities.connection import answering, configured, connect
 from activities.queues import LTS_QUEUES
 from archiver.model import SEARCH_ATTRIBUTES
+from cli import queues
 from cli.doctor.check import Check, Finding, fail, not_checked, ok, warn
 from cli.doctor.clocks import judged
 from cli.doctor.ground import Ground, now
@@ -197,19 +197,11 @@ async def pollers(queue: str, ground: Ground) -> Finding:
 
 async def _pollers(client: Client, queue: str, kind: TaskQueueType.ValueType) -> list[PollerInfo]:
     """Of all partitions: a process with few pollers may poll only some of them."""
-    service = client.workflow_service
-    names = {queue}
-    with contextlib.suppress(RPCError):  # an older server, or a caller that may not: then the first partition alone
-        listed = await service.list_task_queue_partitions(
-            ListTaskQueuePartitionsRequest(namespace=client.namespace, task_queue=TaskQueue(name=queue))
-        )
-        for one in (*listed.activity_task_queue_partitions, *listed.workflow_task_queue_partitions):
-            names.add(one.key)
     requests = [
         DescribeTaskQueueRequest(namespace=client.namespace, task_queue=TaskQueue(name=name), task_queue_type=kind)
-        for name in sorted(names)
+        for name in await queues.partitions(client, queue)
     ]
-    answers = await asyncio.gather(*(service.describe_task_queue(request) for request in requests))
+    answers = await asyncio.gather(*(client.workflow_service.describe_task_queue(request) for request in requests))
     return [poller for answer in answers for poller in answer.pollers]
 
 

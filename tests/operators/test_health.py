@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from datetime import timedelta
 
 import pytest
-from temporalio.api.workflowservice.v1 import DescribeTaskQueueResponse
+from temporalio.api.taskqueue.v1 import TaskQueue
+from temporalio.api.workflowservice.v1 import DescribeTaskQueueResponse, PollActivityTaskQueueRequest
 
 from cli import queues
 from cli.servers import free_port
@@ -75,3 +78,28 @@ async def test_what_a_pause_says_is_what_was_set_though_reads_are_behind(
     for paused in (True, False):
         (state,) = await queues.set_paused(system.client, ["archiver-pack"], paused, reason="new disks", who="anna")
         assert (state.paused, state.reason, state.who) == (paused, "new disks", "anna")
+
+
+async def test_each_worker_that_asks_on_a_paused_queue_is_seen(system: System) -> None:
+    # The server divides them among the partitions of the queue, and shows those of one.
+    queue, workers = "no-other-test-asks-here", [f"worker-{k}" for k in range(8)]
+    await queues.set_paused(system.client, [queue], True, reason="new disks", who="anna")
+    polls = [asyncio.create_task(_ask(system, queue, worker)) for worker in workers]
+    try:
+        await until(lambda: _asking(system, queue, len(workers)), "all are seen")
+    finally:
+        for poll in polls:
+            poll.cancel()
+        await asyncio.wait(polls)
+
+
+async def _ask(system: System, queue: str, worker: str) -> None:
+    request = PollActivityTaskQueueRequest(
+        namespace=system.namespace, task_queue=TaskQueue(name=queue), identity=worker
+    )
+    while True:
+        await system.client.workflow_service.poll_activity_task_queue(request, timeout=timedelta(seconds=70))
+
+
+async def _asking(system: System, queue: str, workers: int) -> bool:
+    return (await queues.read(system.client, [queue]))[queue].asking == workers
