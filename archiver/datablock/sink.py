@@ -11,7 +11,10 @@ class FileSink(Protocol):
     """Takes files one after another, each of them ``begin``, then ``data``, then ``commit`` or ``abort``."""
 
     def begin(self, file: ManifestFile) -> bool:
-        """The next file. False: not wanted, or already there and intact; nothing else is called for it."""
+        """The next file. False: not wanted, or already there and intact; nothing else is called for it.
+
+        If it raises, nothing was begun, and nothing else is called.
+        """
         ...
 
     def data(self, chunk: memoryview) -> None:
@@ -23,5 +26,5 @@ class FileSink(Protocol):
         ...
 
     def abort(self) -> None:
-        """Wrong bytes, a stop, or an error: nothing of this file may stay. Called at most once for a begun file."""
+        """Wrong bytes, a stop, or an error, also of ``commit``: nothing of this file may stay. Called at most once."""
         ...

@@ -15,7 +15,11 @@ PAX_KEYS = frozenset({"path", "size", "uid", "gid", "uname", "gname"})
 
 
 class Damaged(Exception):
-    """The bytes are not those of the datablock; the text says what was expected and found."""
+    """The bytes are not those of the datablock; the text says what was expected and found, ``file`` where it was seen."""
+
+    def __init__(self, text: str, *, file: str | None = None) -> None:
+        self.file = file
+        super().__init__(text)
 
 
 class MemberSink(Protocol):

@@ -82,16 +82,27 @@ def _attempt(
 
 
 def compare(
-    read: Callable[[], Iterable[memoryview]], scan: ManifestReader, files: Files, progress: Callable[[int], None]
+    read: Callable[[], Iterable[memoryview]],
+    scan: ManifestReader,
+    files: Files,
+    progress: Callable[[int], None],
+    write: Callable[[memoryview], None] | None = None,
 ) -> VerifyResult:
     """Read the whole datablock once and compare everything; ``scan`` is its manifest, read to its end.
 
-    Raises ``Damaged``, ``LtsFault`` for a read error, and whatever ``files`` and ``progress`` raise.
+    ``write`` gets every chunk, which stays the reader's. Raises ``Damaged``, ``LtsFault`` for a read error, and whatever
+    ``files``, ``progress`` and ``write`` raise.
     """
     footer = scan.footer
     tar = TarStream(files)
     whole = hashlib.sha256()
-    packed = one_pass(read, scan, tar, files, progress, whole=whole)
+
+    def take(chunk: memoryview) -> None:
+        whole.update(chunk)
+        if write is not None:
+            write(chunk)
+
+    packed = one_pass(read, scan, tar, files, progress, take=take)
     if (whole.hexdigest(), packed) != (footer.sha256, footer.packed_bytes):
         raise Damaged(
             f"SHA-256 {footer.sha256} of {footer.packed_bytes} B expected, found {whole.hexdigest()} of {packed} B"
@@ -118,7 +129,8 @@ class Files:
         file = next(self._expected, None)
         if file is None or (file.path, file.size, file.offset) != (path, size, offset):
             wanted = f"{file.path[:200]!a} of {file.size} B at {file.offset}" if file else "the end"
-            raise Damaged(f"{wanted} expected, found {path[:200]!a} of {size} B at {offset}")
+            named = file.path if file else path
+            raise Damaged(f"{wanted} expected, found {path[:200]!a} of {size} B at {offset}", file=named)
         self._file = file
         self._hash = hashlib.sha256()
 
@@ -131,14 +143,15 @@ class Files:
         assert self._file is not None  # noqa: S101
         if self._hash.hexdigest() != self._file.sha256:
             name = f"{self._file.path[:200]!a}"
-            raise Damaged(f"{name} with SHA-256 {self._file.sha256} expected, found {self._hash.hexdigest()}")
+            text = f"{name} with SHA-256 {self._file.sha256} expected, found {self._hash.hexdigest()}"
+            raise Damaged(text, file=self._file.path)
         self.count += 1
         self.size_bytes += self._file.size
 
     def close(self) -> None:
         """The tar has ended. Raises ``Damaged`` if a file is missing."""
         if (missing := next(self._expected, None)) is not None:
-            raise Damaged(f"{missing.path[:200]!a} expected, found the end")
+            raise Damaged(f"{missing.path[:200]!a} expected, found the end", file=missing.path)
 
     def give_up(self) -> None:
         """Called from the reading thread at an error: no further file is wanted."""
@@ -164,10 +177,10 @@ def one_pass(
     files: Files,
     progress: Callable[[int], None],
     *,
-    whole: hashlib._Hash | None = None,
+    take: Callable[[memoryview], None] | None = None,
     chosen: Sequence[int] | None = None,
 ) -> int:
-    """Read, hash into ``whole`` here, decode in a thread beside, look at what comes out in another; the packed bytes read.
+    """Read, decode in a thread beside, look at what comes out in another; the packed bytes read. ``take`` is called here.
 
     Ends early with the first error: the reader is closed, ``files`` told to give up, and both threads ended before it is
     raised. No chunk is asked for before the decoder is done with the one before the last. ``chosen``: see ``decoder``.
@@ -182,8 +195,8 @@ def one_pass(
         try:
             for chunk in source:
                 decoding.feed(chunk)
-                if whole is not None:
-                    whole.update(chunk)
+                if take is not None:
+                    take(chunk)
                 packed += len(chunk)
                 progress(len(chunk))
             decoding.finish()
