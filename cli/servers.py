@@ -30,11 +30,20 @@ def die_with_parent() -> None:
 
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A TCP port of 127.0.0.1 that nobody listens on now, and that the system gives to nobody else for a minute.
+
+    A connection on it is opened and closed from its own side: it then lingers (TIME_WAIT), and only who asks for this very
+    port, as servers do, gets it. Temporal's dev server finds its own ports in the same way.
+    """
+    with socket.socket() as listening:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        port: int = listening.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port)) as caller:
+            listening.accept()[0].close()
+            caller.recv(1)  # its end was seen: ours is the second
+    return port
 
 
 def is_free(port: int) -> bool:

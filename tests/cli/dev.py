@@ -104,7 +104,9 @@ class Dev:
         account = {"username": info["scicat_user"], "password": info["scicat_password"]}
         login = httpx.post(f"{info['scicat_url']}/api/v3/auth/login", json=account, timeout=60, trust_env=False)
         headers = {"Authorization": f"Bearer {login.raise_for_status().json()['access_token']}"}
-        return httpx.Client(base_url=info["scicat_url"], headers=headers, timeout=60, trust_env=False)
+        # Connections are left before the server, which closes idle ones after 5 s, does.
+        patience = httpx.Limits(keepalive_expiry=2)
+        return httpx.Client(base_url=info["scicat_url"], headers=headers, timeout=60, trust_env=False, limits=patience)
 
     def logs_in(self) -> bool:
         """Whether SciCat answers."""
