@@ -20,11 +20,18 @@ from archiver.errors import CatalogueRecordInvalid, ForeignJob, Refused, Unknown
 from archiver.pids import workflow_id
 from archiver.settings import Settings
 from bridge.temporal import Connection
+from bridge.together import Together
 
 PAUSES = (0.1, 0.2, 0.4, 0.8, 1.6)
 """Seconds between two looks for a job that SciCat does not show yet."""
+JOBS_TOGETHER = 50
+"""Jobs read by one request: their ids stand in the URL, and a job of thousands of datasets is not small."""
 FINISHED = "finished"
 """How every terminal status begins (contract 1.4)."""
+
+Pids = tuple[str, ...]
+Places = dict[str, str | None]
+"""Storage locations by pid."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +52,8 @@ class Intake:
         self._settings = settings
         self._scicat = scicat
         self._temporal = temporal
+        self._jobs = Together(scicat.job, scicat.some_jobs, most=JOBS_TOGETHER)
+        self._places = Together(self._of_one, self._of_many, most=PAGE)
 
     async def take(self, job_id: str) -> Taken:
         """See that the job's workflow is started. May be repeated: a job is started once.
@@ -81,7 +90,7 @@ class Intake:
         patience, pauses = self._settings.bridge.unknown_job_seconds, iter(PAUSES)
         while True:
             try:
-                return await self._scicat.job(job_id)
+                return await self._jobs.read(job_id)
             except UnknownJob:
                 pause = min(next(pauses, PAUSES[-1]), patience)
                 if pause <= 0:
@@ -89,13 +98,24 @@ class Intake:
             patience -= pause
             await asyncio.sleep(pause)
 
-    async def _locations(self, job: Job) -> dict[str, str | None]:
+    async def _locations(self, job: Job) -> Places:
         """Of the job's first datasets; of a longer list each is looked at when it is begun (P7)."""
-        pids = list(dict.fromkeys(entry.pid for entry in job.datasets))[:PAGE]
+        pids = tuple(dict.fromkeys(entry.pid for entry in job.datasets))[:PAGE]
         try:
-            return await self._scicat.storage_locations(pids) if pids else {}
+            return await self._places.read(pids) if pids else {}
         except CatalogueRecordInvalid:
             return {}  # a dataset's record that cannot be read is that dataset's failure, in words (P7)
+
+    async def _of_one(self, pids: Pids) -> Places:
+        return await self._scicat.storage_locations(list(pids))
+
+    async def _of_many(self, asked: list[Pids]) -> dict[Pids, Places]:
+        pids = list(dict.fromkeys(pid for each in asked for pid in each))
+        pages = [pids[start : start + PAGE] for start in range(0, len(pids), PAGE)]
+        found: Places = {}
+        for page in await asyncio.gather(*map(self._scicat.storage_locations, pages)):
+            found |= page
+        return {each: {pid: found[pid] for pid in each if pid in found} for each in asked}
 
     async def _start(self, job: Job, delay: timedelta | None) -> bool:
         """Whether its workflow runs now; not, if it ended before and nobody wants it once more."""

@@ -74,6 +74,10 @@ class Store:
         """All documents, whole, in the order of their making."""
         return [json.loads(_whole(*row)) for row in self._select("body, files", collection, parent)]
 
+    def some(self, collection: str, keys: list[str]) -> list[Document]:
+        """Those of these documents that are there, whole."""
+        return [found for key in keys if (found := self.get(collection, key)) is not None]
+
     def heads(self, collection: str, parent: str | None = None) -> list[Document]:
         """All documents without their lists of files, in the order of their making."""
         return [json.loads(row[0]) for row in self._select("body", collection, parent)]

@@ -1,0 +1,92 @@
+"""Reads of many callers who each ask for one thing, made by as few requests as the moment allows.
+
+Those who ask while no request is under way are served at once, one alone by a request of its own. Those who ask while one is
+under way are served by one request after it. Nothing is kept: what an asker gets was always read after it asked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Generic, TypeVar
+
+from archiver.errors import ArchiverError
+
+Key = TypeVar("Key")
+Value = TypeVar("Value")
+
+PATIENCE_SECONDS = 0.05
+"""Who asks waits no longer than this for a request that is under way: one that hangs must not hold up the others."""
+
+
+class Together(Generic[Key, Value]):
+    """``one`` reads one key; ``many`` several: it may leave some out, or raise an ``ArchiverError``, and ``one`` then says why.
+
+    ``most`` is how many keys one request may carry. Safe for concurrent calls, within one event loop.
+    """
+
+    def __init__(
+        self,
+        one: Callable[[Key], Awaitable[Value]],
+        many: Callable[[list[Key]], Awaitable[Mapping[Key, Value]]],
+        *,
+        most: int,
+    ) -> None:
+        self._one, self._many, self._most = one, many, most
+        self._asked: dict[Key, asyncio.Future[Value]] = {}
+        self._under_way: set[asyncio.Task[None]] = set()
+        self._going: asyncio.Handle | None = None
+
+    async def read(self, key: Key) -> Value:
+        """What ``one`` would return or raise for this key."""
+        future = self._asked.get(key)
+        if future is None:
+            loop = asyncio.get_running_loop()
+            future = self._asked[key] = loop.create_future()
+            future.add_done_callback(_seen)
+            if self._going is None:
+                # Not in this instant: whoever else asks in it goes along.
+                late = loop.call_later(PATIENCE_SECONDS, self._go) if self._under_way else None
+                self._going = late or loop.call_soon(self._go)
+        # Others may wait for it too: it does not end with one of them.
+        return await asyncio.shield(future)
+
+    def _go(self) -> None:
+        """Send for those who wait."""
+        if self._going is not None:
+            self._going.cancel()
+            self._going = None
+        waiting, self._asked = list(self._asked.items()), {}
+        for start in range(0, len(waiting), self._most):
+            task = asyncio.create_task(self._serve(dict(waiting[start : start + self._most])))
+            self._under_way.add(task)
+            task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._under_way.discard(task)
+        if self._asked and not self._under_way:
+            self._go()
+
+    async def _serve(self, asked: dict[Key, asyncio.Future[Value]]) -> None:
+        if len(asked) > 1:
+            try:
+                found = await self._many(list(asked))
+            except ArchiverError:
+                found = {}  # whose fault it was, and in what words, each is told by its own reading
+            for key, value in found.items():
+                asked.pop(key).set_result(value)
+        await asyncio.gather(*(self._alone(key, future) for key, future in asked.items()))
+
+    async def _alone(self, key: Key, future: asyncio.Future[Value]) -> None:
+        try:
+            future.set_result(await self._one(key))
+        except BaseException as error:
+            future.set_exception(error if isinstance(error, Exception) else asyncio.CancelledError())
+            if not isinstance(error, Exception):
+                raise
+
+
+def _seen(future: asyncio.Future[Value]) -> None:
+    """Its exception was looked at, also where those who asked have gone."""
+    if not future.cancelled():
+        future.exception()
