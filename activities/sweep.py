@@ -22,14 +22,15 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from activities.connection import answering
 from activities.running import Beat, beating, in_thread, told_async
-from activities.starting import start_job
+from activities.starting import job_workflow_id, start_job
 from archiver import model as m
 from archiver.catalogue import payloads
-from archiver.catalogue.admission import admit, is_foreign, refuse_foreign_datasets
+from archiver.catalogue.admission import is_foreign, refuse_foreign_datasets
 from archiver.catalogue.client import SciCat
 from archiver.catalogue.records import Dataset, Job, JobHead
-from archiver.errors import CatalogueFault, CatalogueRecordInvalid, ForeignJob, Refused, UnknownJob
-from archiver.pids import path_pid, workflow_id
+from archiver.catalogue.retrieve import admit_any, is_retrieval
+from archiver.errors import CatalogueFault, CatalogueRecordInvalid, ContentError, ForeignJob, Refused, UnknownJob
+from archiver.pids import path_pid
 from archiver.progress import Progress
 from archiver.settings import Settings
 from archiver.storage.lts import Lts
@@ -49,7 +50,7 @@ LOST_MESSAGE = (
 )
 _PLAIN = re.compile(r"[A-Za-z0-9._/=%-]+")
 
-OURS = re.compile(r"Archiving \d+ datasets?\b")
+OURS = re.compile(r"(Archiving|Retrieving) \d+ datasets?\b")
 """The message of a job that ``begin-job`` has set in progress."""
 LOOK_AT_DATASETS = 20
 """Datasets of a job that are looked at before it is taken for another archive's."""
@@ -95,12 +96,18 @@ class JobSweep:
         """
         async with beating("asking SciCat for jobs") as say:
             archive, sweep = self._settings.archive, self._settings.sweep
-            submitted = await self._scicat.jobs(archive.job_type, sweep.submitted_code)
-            in_progress = await self._scicat.jobs(archive.job_type, payloads.IN_PROGRESS)
+            submitted, in_progress = [
+                [
+                    head
+                    for kind in (archive.retrieve_job_type, archive.job_type)
+                    for head in await self._scicat.jobs(kind, code)
+                ]
+                for code in (sweep.submitted_code, payloads.IN_PROGRESS)
+            ]
             # Listed after the jobs: a job of before that is not among these has no workflow, or has just got one.
             working = await running_jobs(activity.client())
-            todo = [head for head in (*submitted, *in_progress) if workflow_id("archive-job", head.id) not in working]
             round_ = _Round(self._settings, self._scicat, activity.client(), dry_run=request.dry_run)
+            todo = [head for head in (*submitted, *in_progress) if round_.workflow_id(head) not in working]
             until = time.monotonic() + BUDGET_SECONDS
             waiting = iter(todo)
 
@@ -197,6 +204,10 @@ class _Round:
         self.done = dict.fromkeys(DONE, 0)
         self.lines: list[str] = []
 
+    def workflow_id(self, head: JobHead) -> str:
+        """The id of a job's workflow."""
+        return job_workflow_id(head.id, retrieve=is_retrieval(head.type, self._settings))
+
     async def one(self, head: JobHead) -> None:
         """Do what is to be done about a job that no running workflow was listed for."""
         try:
@@ -230,7 +241,8 @@ class _Round:
             started = (await self._gone(head)) == NEVER
         else:
             try:
-                await start_job(self._client, head.id, delay=delay, again=False)
+                retrieve = is_retrieval(head.type, self._settings)
+                await start_job(self._client, head.id, retrieve=retrieve, delay=delay, again=False)
                 started = True
             except WorkflowAlreadyStartedError:
                 started = False
@@ -244,10 +256,10 @@ class _Round:
         """How long the job's workflow is held back. What is refused is told in words by that workflow: started at once."""
         now = datetime.now(UTC)
         try:
-            return admit(job, self._settings.archive, now=now).delay(now)
+            return admit_any(job, self._settings, now=now).delay(now)
         except ForeignJob:
             raise
-        except Refused:
+        except (Refused, ContentError):
             return None
 
     async def _refuse_foreign(self, job: Job) -> None:
@@ -286,7 +298,7 @@ class _Round:
             self.done["foreign"] += 1
             return
         if not self._dry_run and sweep.lost_jobs == "restart":
-            await start_job(self._client, head.id)
+            await start_job(self._client, head.id, retrieve=is_retrieval(head.type, self._settings))
         elif not self._dry_run:
             await self._scicat.update_job(head.id, payloads.job_update(LOST, LOST_MESSAGE, {"summary": LOST_MESSAGE}))
         self._did(
@@ -297,7 +309,7 @@ class _Round:
         """Since when a job's workflow is gone, or one of ``RUNS``, ``FAILED``, ``NEVER``."""
         with answering():
             try:
-                found = await self._client.get_workflow_handle(workflow_id("archive-job", head.id)).describe()
+                found = await self._client.get_workflow_handle(self.workflow_id(head)).describe()
             except RPCError as error:
                 if error.status != RPCStatusCode.NOT_FOUND:
                     raise
@@ -393,7 +405,7 @@ def picked(found: dict[str, Age], working: set[str], settings: Settings, *, runn
 async def running_jobs(client: Client) -> set[str]:
     """Ids of the job workflows that run. Temporal's list may be a moment behind: enough to leave a job alone, no more."""
     with answering():
-        query = "WorkflowType = 'ArchiveJob' AND ExecutionStatus = 'Running'"
+        query = "WorkflowType IN ('ArchiveJob', 'RetrieveJob') AND ExecutionStatus = 'Running'"
         return {one.id async for one in client.list_workflows(query)}
 
 

@@ -13,6 +13,7 @@ from datetime import datetime
 
 from archiver.catalogue.admission import (
     Admission,
+    admit,
     refuse_foreign_type,
     refuse_no_datasets,
     refuse_wishes,
@@ -62,6 +63,19 @@ def admit_retrieve(job: Job, settings: Settings, *, now: datetime, pids: list[st
         entries=entries,
         destination=destination_of(job, settings.retrieval),
     )
+
+
+def admit_any(job: Job, settings: Settings, *, now: datetime) -> Admission:
+    """Decide on a job of either type. Raises as ``admission.admit`` and ``admit_retrieve`` do."""
+    if is_retrieval(job.type, settings):
+        return admit_retrieve(job, settings, now=now)
+    refuse_foreign_type(job, settings.archive)
+    return admit(job, settings.archive, now=now)
+
+
+def is_retrieval(job_type: str, settings: Settings) -> bool:
+    """Whether jobs of this type bring data back."""
+    return job_type == settings.archive.retrieve_job_type
 
 
 def _wanted(job: Job) -> dict[str, tuple[str, ...]]:

@@ -90,7 +90,7 @@ async def test_jobs_of_others_and_jobs_that_ended_are_left_alone(make_system: Ma
     elsewhere = await system.dataset(FILES)
     await patched(system, elsewhere, storageLocation="another")
     others = [
-        await system.job(pid, type="retrieve"),
+        await system.job(pid, type="public"),
         await system.job(elsewhere),
         await system.job(pid, jobParams={"datasetList": [{"pid": pid, "files": []}], "storageLocation": "another"}),
     ]
