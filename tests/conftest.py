@@ -44,13 +44,13 @@ def temporal_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 async def temporal_client(temporal_address: str) -> Client:
     """A client of it, once its namespace answers."""
     client = await Client.connect(temporal_address, data_converter=pydantic_data_converter)
-    for _ in range(300):
+    for _ in range(900):
         try:
             await client.count_workflows()
             return client
         except RPCError:
             await asyncio.sleep(0.1)
-    raise AssertionError("the Temporal dev server has no namespace after 30 s")
+    raise AssertionError("the Temporal dev server has no namespace after 90 s")
 
 
 @pytest.fixture(scope="session")

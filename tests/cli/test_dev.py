@@ -37,7 +37,7 @@ FIELDS = {
 JOB = "7b7e4bd2-1c39-4f3d-9a58-1e0f9e3b5a11"
 
 
-def until(holds: Callable[[], bool], what: str, seconds: float = 60) -> None:
+def until(holds: Callable[[], bool], what: str, seconds: float = 120) -> None:
     end = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < end, f"never: {what}"

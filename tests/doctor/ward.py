@@ -231,7 +231,7 @@ async def polling(client: Client, *polls: tuple[str, str]) -> AsyncIterator[None
 
     tasks = [asyncio.create_task(poll(*one)) for one in polls]
     try:
-        for _ in range(600):
+        for _ in range(1200):
             if all([await seen(*one) for one in polls]):
                 break
             await asyncio.sleep(0.1)

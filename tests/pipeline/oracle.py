@@ -79,7 +79,7 @@ def landing(system: System, pid: str) -> dict[str, int]:
 async def nothing_runs(system: System, pid: str) -> None:
     """No workflow of this dataset is open; Temporal's list may be a moment behind."""
     key = SearchAttributeKey.for_keyword("DatasetPid")
-    for _ in range(100):
+    for _ in range(900):
         listed = [one async for one in system.client.list_workflows("ExecutionStatus = 'Running'")]
         running = [one.id for one in listed if one.typed_search_attributes.get(key) == pid]
         if not running:

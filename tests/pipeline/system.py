@@ -271,7 +271,7 @@ class System:
     async def pending(self, step: str, kind: str, *parts: str, attempt: int = 1) -> PendingActivityInfo:
         """Wait until this step of a workflow is scheduled, and has come to this attempt."""
         handle = self.client.get_workflow_handle(workflow_id(kind, *parts))
-        for _ in range(600):
+        for _ in range(1200):
             try:
                 described = await handle.describe()
             except RPCError as error:

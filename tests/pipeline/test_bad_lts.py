@@ -47,7 +47,7 @@ async def system(
     """A system on a disk of 32 MiB."""
     folder = tmp_path_factory.mktemp("system")
     made = OnDisk(
-        folder, temporal_address, s3, {"worker": {"lock_dir": str(folder / "locks"), "heartbeat_timeout_seconds": 5.0}}
+        folder, temporal_address, s3, {"worker": {"lock_dir": str(folder / "locks"), "heartbeat_timeout_seconds": 30.0}}
     )
     made.lts_disk = disk()
     made.lts = made.lts_disk.folder

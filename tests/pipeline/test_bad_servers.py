@@ -414,7 +414,7 @@ async def test_a_worker_is_refused_at_start_in_four_lines_if(make_system: MakeSy
     unmarked.mkdir()
     other = system.worker("lts", {"lts": {"root": str(unmarked)}}, wait=False)
     for child, says in ((wrong, "SciCat refuses the login of 'archiver'"), (other, "is not the LTS 'test'")):
-        for _ in range(600):
+        for _ in range(1200):
             if child.exit_code is not None:
                 break
             await asyncio.sleep(0.1)

@@ -386,7 +386,7 @@ async def last_failure(system: System, workflow_id: str) -> tuple[str, str]:
 
 async def until_answers(address: str) -> None:
     """A Temporal server that has only just begun to listen."""
-    for _ in range(300):
+    for _ in range(900):
         try:
             await (await Client.connect(address)).count_workflows()
             return

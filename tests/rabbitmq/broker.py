@@ -121,11 +121,11 @@ class Broker:
 
     async def seen(self, look: Callable[[], Awaitable[Any]], what: str) -> Any:
         """What ``look`` gives once it is true; not asked as often as a condition in this process."""
-        for _ in range(600):
+        for _ in range(1200):
             if found := await look():
                 return found
             await asyncio.sleep(0.1)
-        raise AssertionError(f"not seen in a minute: {what}")
+        raise AssertionError(f"not seen in two minutes: {what}")
 
     async def given_back(self, queue: str) -> None:
         """Until a message lies there and is in nobody's hand."""

@@ -252,7 +252,7 @@ async def test_never_more_than_prefetch_messages_are_in_hand(broker: Broker, sys
         most = max(most, at_once)
         if at_once == 3:
             everyone.set()
-        await asyncio.wait_for(everyone.wait(), 30)
+        await asyncio.wait_for(everyone.wait(), 120)
         await asyncio.sleep(0.02)
         at_once -= 1
         done += 1
@@ -366,7 +366,7 @@ async def test_p5_a_broker_that_is_killed_and_comes_back_loses_no_job(
 
     async with consuming(broker.settings(system.settings, queue), take):
         await broker.publish(queue, {"id": waiting})  # confirmed: it is on the broker's disk
-        await asyncio.wait_for(held.wait(), 60)
+        await asyncio.wait_for(held.wait(), 120)
         broker.kill()
         await until(lambda: "connecting again" in caplog.text, "the consumer that sees it")
         broker.start()
