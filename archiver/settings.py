@@ -376,6 +376,8 @@ class SlotSettings(Section):
     """Copies to the LTS."""
     lts_verify: int = Field(1, ge=1)
     """Verifications."""
+    lts_read: int = Field(2, ge=1)
+    """Datablocks read for retrieval."""
     lts_bag: int = Field(4, ge=1)
     """Small metadata work on the LTS: surveys, bag files, clean-up."""
     delete: int = Field(1, ge=1)
@@ -575,9 +577,9 @@ class Settings(BaseSettings):
                 raise ValueError(f"landing.url_template and staging.bucket name the same bucket {bucket!r}")
         if self.retrieval.bucket == self.staging.bucket:
             raise ValueError(f"retrieval.bucket and staging.bucket name the same bucket {self.staging.bucket!r}")
-        for root in self.retrieval.roots:
-            if self.lts.root.is_relative_to(root) or root.is_relative_to(self.lts.root):
-                raise ValueError(f"retrieval.roots: {root} and lts.root {self.lts.root} lie in one another")
+        for to in self.retrieval.roots:
+            if self.lts.root.is_relative_to(to) or to.is_relative_to(self.lts.root):
+                raise ValueError(f"retrieval.roots: {to} and lts.root {self.lts.root} lie in one another")
         if self.datablock.fetch_bytes < self.datablock.member_bytes:
             raise ValueError("datablock.fetch_bytes is smaller than datablock.member_bytes")
         return self

@@ -49,17 +49,19 @@ def reserve(descriptor: int, size: int) -> bool:
     return True
 
 
-def publish(partial: Path, final: Path) -> None:
+def publish(partial: Path, final: Path, folder: int | None = None) -> None:
     """Give a finished file its final name without clobbering: ``link(2)``, or ``renameat2(2)`` where there are no links.
 
-    Raises ``FileExistsError`` if the name is taken, and ``OSError``; ``partial`` is then still there.
+    Names are relative to the directory that is open as ``folder``, where it is given. Raises ``FileExistsError`` if the
+    name is taken, and ``OSError``; ``partial`` is then still there.
     """
+    at = AT_FDCWD if folder is None else folder
     try:
-        os.link(partial, final)
+        os.link(partial, final, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
     except OSError as error:
         if error.errno not in NO_LINKS:
             raise
-        if _libc.renameat2(AT_FDCWD, os.fsencode(partial), AT_FDCWD, os.fsencode(final), RENAME_NOREPLACE) != 0:
+        if _libc.renameat2(at, os.fsencode(partial), at, os.fsencode(final), RENAME_NOREPLACE) != 0:
             number = ctypes.get_errno()
             raise OSError(number, os.strerror(number), str(final)) from None
 

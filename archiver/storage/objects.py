@@ -12,7 +12,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import cache, cached_property
@@ -119,10 +119,14 @@ class Bucket:
 
     # --- control plane: boto3 ---------------------------------------------------------------------------------------
 
-    def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        """The objects whose keys begin with ``prefix``, in the server's order (S3: by the UTF-8 bytes of the key)."""
+    def list(self, prefix: str, after: str = "") -> Iterator[ObjectInfo]:
+        """The objects whose keys begin with ``prefix``, in the server's order (S3: by the UTF-8 bytes of the key).
+
+        Only those behind the key ``after``, where it is given.
+        """
+        start: Any = {"StartAfter": after} if after else {}
         with self._boto_faults(prefix):
-            for page in self.boto.get_paginator("list_objects_v2").paginate(Bucket=self.name, Prefix=prefix):
+            for page in self.boto.get_paginator("list_objects_v2").paginate(Bucket=self.name, Prefix=prefix, **start):
                 for entry in page.get("Contents", []):
                     yield ObjectInfo(entry["Key"], entry["Size"], entry["ETag"], _seconds(entry.get("LastModified")))
 
@@ -145,6 +149,26 @@ class Bucket:
                     return None
                 raise
             return ObjectInfo(key, answer["ContentLength"], answer["ETag"])
+
+    def proof(self, key: str) -> tuple[int, str | None] | None:
+        """Size of an object and the SHA-256 in its metadata, which we write; None if there is none. Reads no bytes."""
+        if plain_key(key):
+            with self._obstore_faults(key):
+                try:
+                    found = obstore.get(self._store, key, options={"head": True})
+                except (obstore_errors.NotFoundError, FileNotFoundError) as error:
+                    self._confirm_missing(key, str(error))
+                    return None
+                return found.meta["size"], found.attributes.get(DIGEST)
+        with self._boto_faults(key):
+            try:
+                answer = self.boto.head_object(Bucket=self.name, Key=key)
+            except ClientError as error:
+                if (code := error.response["Error"]["Code"]) in ("404", "NoSuchKey", "NotFound"):
+                    self._confirm_missing(key, code)
+                    return None
+                raise
+            return answer["ContentLength"], answer["Metadata"].get(DIGEST)
 
     def delete(self, keys: Iterable[str]) -> None:
         """Delete these objects, a thousand a request; those that are gone are no error."""
@@ -178,15 +202,19 @@ class Bucket:
         """Abort them; returns how many."""
         return self._abort(self.open_uploads(prefix))
 
+    def abort_upload(self, key: str, upload_id: str) -> None:
+        """Abort this one; that it is gone already is no error."""
+        with self._boto_faults(key):
+            try:
+                self.boto.abort_multipart_upload(Bucket=self.name, Key=key, UploadId=upload_id)
+            except ClientError as error:
+                if error.response["Error"]["Code"] != "NoSuchUpload":
+                    raise
+
     def _abort(self, uploads: Iterable[OpenUpload]) -> int:
         aborted = 0
         for upload in [*uploads]:
-            with self._boto_faults(upload.key):
-                try:
-                    self.boto.abort_multipart_upload(Bucket=self.name, Key=upload.key, UploadId=upload.upload_id)
-                except ClientError as error:
-                    if error.response["Error"]["Code"] != "NoSuchUpload":
-                        raise
+            self.abort_upload(upload.key, upload.upload_id)
             aborted += 1
         return aborted
 
@@ -439,6 +467,11 @@ class Bucket:
     # --- clients and faults -----------------------------------------------------------------------------------------
 
     @property
+    def unsigned_payload(self) -> bool:
+        """Whether bodies are sent unsigned."""
+        return self._s3.unsigned_payload
+
+    @property
     def _patient(self) -> bool:
         return self._seconds >= RETRY_SECONDS
 
@@ -447,22 +480,36 @@ class Bucket:
         """The boto3 client, made when first used."""
         with _making:
             if self._boto is None:
-                s3 = self._s3
-                self._boto = _session().client(
-                    "s3",
-                    endpoint_url=str(s3.endpoint) if s3.endpoint else None,
-                    aws_access_key_id=s3.access_key,
-                    aws_secret_access_key=s3.secret_key.get_secret_value() if s3.secret_key else None,
-                    region_name=s3.region,
-                    config=Config(
-                        s3={"addressing_style": "path" if s3.path_style else "auto"},
-                        retries={"mode": "standard", "max_attempts": ATTEMPTS if self._patient else 1},
-                        connect_timeout=min(10, self._seconds),
-                        read_timeout=self._seconds,
-                        max_pool_connections=THREADS,
-                    ),
-                )
+                self._boto = self._client(self._s3.endpoint, {})
             return self._boto
+
+    def client(self, endpoint: object = None, **config: Any) -> S3Client:
+        """A client of its own, with more of botocore's ``Config``, for the server's other name ``endpoint`` if given."""
+        with _making:
+            return self._client(endpoint or self._s3.endpoint, config)
+
+    def faults(self, key: str) -> AbstractContextManager[None]:
+        """What a client raises in this context becomes the side's fault."""
+        return self._boto_faults(key)
+
+    def _client(self, endpoint: object, config: dict[str, Any]) -> S3Client:
+        s3 = self._s3
+        more: Any = {"addressing_style": "path" if s3.path_style else "auto", **config.pop("s3", {})}
+        return _session().client(
+            "s3",
+            endpoint_url=str(endpoint) if endpoint else None,
+            aws_access_key_id=s3.access_key,
+            aws_secret_access_key=s3.secret_key.get_secret_value() if s3.secret_key else None,
+            region_name=s3.region,
+            config=Config(
+                s3=more,
+                retries={"mode": "standard", "max_attempts": ATTEMPTS if self._patient else 1},
+                connect_timeout=min(10, self._seconds),
+                read_timeout=self._seconds,
+                max_pool_connections=THREADS,
+                **config,
+            ),
+        )
 
     @cached_property
     def _store(self) -> S3Store:

@@ -412,7 +412,7 @@ def test_an_lts_mounted_read_only_is_its_own_fault(disk: Callable[..., Disk]) ->
 def test_an_lts_without_hard_links_is_published_on_all_the_same_and_nothing_clobbered(
     lts: FileSystemLts, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def no_links(*_: object) -> None:
+    def no_links(*_: object, **__: object) -> None:
         raise OSError(errno.EPERM, "Operation not permitted")
 
     monkeypatch.setattr(os, "link", no_links)

@@ -1,0 +1,403 @@
+"""A directory as retrieval target: a dataset's files below ``<root>/<path>/<pid>/``, with times and modes, never clobbering.
+
+Trusted is the configured root; what lies below it belongs to users, who may change it while we write. So every directory is
+opened with ``openat2(2)`` beneath the root, following no symbolic link, and files are made relative to open directories.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from types import TracebackType
+
+from archiver.datablock.files import check_path
+from archiver.datablock.manifest import ManifestFile
+from archiver.datablock.tar import seconds
+from archiver.errors import ArchiverError, DestinationRefused, TargetDiffers, TargetFault, TargetFull
+from archiver.pids import pid_path
+from archiver.progress import Progress
+from archiver.settings import RetrievalSettings
+from archiver.storage.direct_write import publish, reserve
+from archiver.storage.directory import open_beneath
+from archiver.storage.targets import Delivered, Together, check_length
+
+READ_BYTES = 2 * 2**20
+RESERVE_FROM = 2**20
+"""Files from this size on have their space reserved before the first byte."""
+OPEN_FOLDERS = 64
+THREADS = 8
+MOST_FILES = 64
+"""Files written and not yet durable under their names, per sink."""
+AHEAD_BYTES = 256 * 2**20
+"""Bytes in such files: they lie in the system's cache, not in ours."""
+DEFAULT_MODE = 0o644
+_FOLDER = os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY
+_READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_ELSEWHERE = (errno.ELOOP, errno.EXDEV, errno.ENOTDIR, errno.EISDIR, errno.ENXIO, errno.ENAMETOOLONG, errno.EILSEQ)
+
+
+class RetrievalDirectory:
+    """Implements ``Target``. ``root`` is one of ``retrieval.roots``, ``path`` the rest, which a user named.
+
+    Raises ``DestinationRefused`` for any other root, and for a path that climbs.
+    """
+
+    def __init__(self, root: str, path: str, settings: RetrievalSettings) -> None:
+        self.where = f"file://{root}/{path}".rstrip("/") + "/"
+        if Path(root) not in settings.roots or "\0" in path or ".." in PurePosixPath(path).parts:
+            raise self._refused("a path below one of retrieval.roots, without '..'", ascii(self.where[:200]))
+        self.root = root
+        self._path = str(PurePosixPath(path.strip("/")))
+        self._settings = settings
+
+    def path(self, pid: str, name: str) -> str:
+        """Where a file of the dataset goes, below the root."""
+        return str(PurePosixPath(self._path) / pid_path(pid)) + f"/{name}"
+
+    def check_space(self, need_bytes: int) -> None:
+        """As ``Target``: what is free for us and not reserved by the settings must suffice."""
+        with self._faults(), self._rooted() as root:
+            found = os.fstatvfs(root)
+        free = found.f_bavail * found.f_frsize
+        total = found.f_blocks * found.f_frsize
+        kept = self._settings.reserve_bytes(total)
+        if need_bytes > free - kept:
+            ever = need_bytes <= total - kept
+            raise TargetFull(
+                f"{self.where} has no room for what is to be retrieved",
+                expected=f"{need_bytes} B free beside {kept} B (retrieval.reserve)",
+                found=f"{free} B free of {total} B",
+                next_step="waits until there is room" if ever else "retrieve to a larger file system",
+                retryable=ever,
+            )
+
+    def sink(self, pid: str, selection: str, attempt: str, progress: Progress, *, piece: str) -> DirectorySink:
+        """As ``Target``."""
+        work, own = (
+            hashlib.sha256(json.dumps(names).encode()).hexdigest() for names in ([pid, selection, piece], [attempt])
+        )
+        with self._faults(), self._rooted() as root:
+            folder = _Folders(root).make(self._below(pid))
+        return DirectorySink(self, folder, f".archiver.{work[:20]}.", f"{own[:12]}.", progress)
+
+    def delivered(self, pid: str, files: Iterable[ManifestFile]) -> Iterator[Delivered]:
+        """As ``Target``."""
+        for file in files:
+            check_path(file.path)
+            with self._faults(file), self._rooted() as root:
+                descriptor = open_beneath(root, os.fsencode(self.path(pid, file.path)), _READ)
+                found = os.fstat(descriptor)
+                os.close(descriptor)
+            if not stat.S_ISREG(found.st_mode) or found.st_size != file.size:
+                raise TargetFault(
+                    f"file {file.path[:200]!a} is not in {self.where} any more",
+                    expected=f"a file of {file.size} B",
+                    found=f"{_kind(found.st_mode)} of {found.st_size} B",
+                    next_step="retried; see who else writes there",
+                )
+            yield Delivered(file.path, self.path(pid, file.path), file.size, file.sha256)
+
+    def _below(self, pid: str) -> bytes:
+        return os.fsencode(str(PurePosixPath(self._path) / pid_path(pid)))
+
+    @contextmanager
+    def _rooted(self) -> Iterator[int]:
+        # The operator's own path: links are followed up to here, and only here.
+        root = os.open(self.root, _FOLDER)
+        try:
+            yield root
+        finally:
+            os.close(root)
+
+    @contextmanager
+    def _faults(self, file: ManifestFile | None = None) -> Iterator[None]:
+        """What the system says as an error of the right kind; of the way to the dataset's folder, without a file."""
+        try:
+            yield
+        except OSError as error:
+            raise self.fault(error, file) from None
+
+    def fault(self, error: OSError, file: ManifestFile | None = None) -> ArchiverError:
+        """The error to raise for what the system says."""
+        if error.errno in _FULL:
+            return TargetFull(
+                f"{self.where} is full",
+                found=error.strerror,
+                next_step="waits until there is room, or quota",
+            )
+        if error.errno in _ELSEWHERE:
+            if file is None:
+                return self._refused("folders, and no symbolic link below the root", error.strerror or "")
+            return self.differs(file, f"what is in the way: {error.strerror}")
+        return TargetFault(
+            f"{self.where} cannot be written: {error.strerror}",
+            expected="a directory that the worker's user may write",
+            found=f"errno {error.errno}" + (f" at {ascii(error.filename)[:200]}" if error.filename else ""),
+            next_step="retried; check the mount and the rights of the worker's user",
+            file=ascii(file.path[:200]) if file else None,
+        )
+
+    def differs(self, file: ManifestFile, found: str) -> TargetDiffers:
+        """Something else lies there."""
+        return TargetDiffers(
+            f"file {file.path[:300]!a} cannot be put into {self.where}: something else lies there",
+            expected=f"nothing, or a file of {file.size} B with SHA-256 {file.sha256}",
+            found=found,
+            next_step="move it away, or retrieve to another directory, then submit the job again",
+            file=ascii(file.path[:300]),
+        )
+
+    def _refused(self, expected: str, found: str) -> DestinationRefused:
+        return DestinationRefused(
+            f"retrieved data may not go to {self.where[:300]!a}",
+            expected=expected,
+            found=found,
+            next_step="submit the job with another destinationPath; retrieval.roots says which are allowed",
+        )
+
+
+class _Folders:
+    """Some open directories beneath ``base``, made durable when they are let go, after ``before`` was called.
+
+    What is named ``left_over`` there, and not ``own``, is removed.
+    """
+
+    def __init__(
+        self, base: int, left_over: str = "", own: str = "", before: Callable[[], None] = lambda: None
+    ) -> None:
+        self._base = base
+        self._before = before
+        self._left_over, self._own = os.fsencode(left_over), os.fsencode(left_over + own)
+        self._open: dict[bytes, int] = {}
+
+    def make(self, path: bytes) -> int:
+        """Open a directory, making what is missing on the way, durably. The caller closes it."""
+        try:
+            return open_beneath(self._base, path, _FOLDER)
+        except FileNotFoundError:
+            pass
+        at = os.dup(self._base)
+        try:
+            for segment in path.split(b"/"):
+                with suppress(FileExistsError):
+                    os.mkdir(segment, dir_fd=at)
+                    os.fsync(at)
+                below = open_beneath(at, segment, _FOLDER)
+                os.close(at)
+                at = below
+        except BaseException:
+            os.close(at)
+            raise
+        return at
+
+    def get(self, path: bytes) -> int:
+        """An open directory; it stays ours."""
+        if path in self._open:
+            return self._open[path]
+        if len(self._open) >= OPEN_FOLDERS:
+            self._before()
+            self.close(durable=True)
+        folder = self.make(path or b".")
+        self._open[path] = folder
+        if self._left_over:
+            self._sweep(folder)
+        return folder
+
+    def close(self, *, durable: bool) -> None:
+        """Let all go, ``durable`` once all that was made in them is there."""
+        try:
+            for folder in self._open.values() if durable else ():
+                os.fsync(folder)
+        finally:
+            while self._open:
+                os.close(self._open.popitem()[1])
+
+    def _sweep(self, folder: int) -> None:
+        """Remove what another try of the same work left: with its file gone, it cannot publish any more either."""
+        with os.scandir(folder) as entries:
+            names = [os.fsencode(entry.name) for entry in entries]
+        for name in names:
+            if name.startswith(self._left_over) and not name.startswith(self._own):
+                with suppress(FileNotFoundError, IsADirectoryError):
+                    os.unlink(name, dir_fd=folder)
+
+
+@dataclass
+class _Partial:
+    """A file in work: written under ``name`` in the open directory ``folder``, which is its own."""
+
+    file: ManifestFile
+    folder: int
+    descriptor: int
+    name: bytes
+    final: bytes
+
+    def close(self) -> None:
+        """Close the file, once: what comes after a first try is another's descriptor."""
+        descriptor, self.descriptor = self.descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
+class DirectorySink:
+    """Implements ``TargetSink``: temporary names beside the final ones, fsync, then a link that clobbers nothing."""
+
+    def __init__(self, target: RetrievalDirectory, base: int, left_over: str, own: str, progress: Progress) -> None:
+        self.files = self.skipped = 0
+        self._target = target
+        self._base = base
+        self._prefix = os.fsencode(left_over + own)
+        self._progress = progress
+        self._together = Together(
+            "publish", threads=THREADS, most_bytes=AHEAD_BYTES, most=MOST_FILES, progress=progress
+        )
+        self._folders = _Folders(base, left_over, own, self._together.drain)
+        self._count = 0
+        self._written = 0
+        self._partial: _Partial | None = None
+
+    def __enter__(self) -> DirectorySink:
+        return self
+
+    def begin(self, file: ManifestFile) -> bool:
+        """As ``FileSink``. Raises ``TargetDiffers`` if something else lies there."""
+        check_path(file.path)
+        below, _, final = os.fsencode(file.path).rpartition(b"/")
+        self._count += 1
+        name = self._prefix + b"%d" % self._count
+        try:
+            folder = self._folders.get(below)
+            if self._there(folder, final, file):
+                self.skipped += 1
+                return False
+            descriptor = os.open(name, _CREATE, 0o600, dir_fd=folder)
+            try:
+                if file.size >= RESERVE_FROM:
+                    reserve(descriptor, file.size)
+                self._partial = _Partial(file, os.dup(folder), descriptor, name, final)
+            except BaseException:
+                os.close(descriptor)
+                os.unlink(name, dir_fd=folder)
+                raise
+        except OSError as error:
+            raise self._target.fault(error, file) from None
+        self._written = 0
+        return True
+
+    def data(self, chunk: memoryview) -> None:
+        """As ``FileSink``."""
+        partial = self._partial
+        assert partial is not None  # noqa: S101
+        self._written += len(chunk)
+        check_length(partial.file, self._written)
+        try:
+            while len(chunk):
+                chunk = chunk[os.write(partial.descriptor, chunk) :]
+        except OSError as error:
+            raise self._target.fault(error, partial.file) from None
+
+    def commit(self) -> None:
+        """As ``FileSink``. The file is there when the context is left, or earlier."""
+        partial = self._partial
+        assert partial is not None  # noqa: S101
+        check_length(partial.file, self._written, done=True)
+        # Ours until it is handed over: waiting for room may end in an error.
+        self._together.room(partial.file.size)
+        self._partial = None
+        publishing = self._together.submit(partial.file.size, self._publish, partial)
+        publishing.add_done_callback(lambda done: self._discard(partial) if done.cancelled() else None)
+        self.files += 1
+
+    def abort(self) -> None:
+        """As ``FileSink``."""
+        partial, self._partial = self._partial, None
+        if partial is not None:
+            self._discard(partial)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self._together.drain()
+        finally:
+            self._together.close()
+            self.abort()
+            try:
+                with self._target_faults():
+                    self._folders.close(durable=kind is None)
+            finally:
+                os.close(self._base)
+
+    @contextmanager
+    def _target_faults(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise self._target.fault(error) from None
+
+    def _publish(self, partial: _Partial) -> None:
+        """Runs in a thread. A failed fsync or close condemns the file (rule 2): its temporary name goes, nothing was seen."""
+        file = partial.file
+        try:
+            when = seconds(file.time) * 10**9
+            if when:
+                os.utime(partial.descriptor, ns=(when, when))
+            # Never set-user-id, set-group-id or sticky: the file is the worker's user's, not its former owner's.
+            os.fchmod(partial.descriptor, (DEFAULT_MODE if file.mode is None else file.mode) & 0o777)
+            os.fsync(partial.descriptor)
+            partial.close()
+            try:
+                publish(Path(os.fsdecode(partial.name)), Path(os.fsdecode(partial.final)), partial.folder)
+            except FileExistsError:
+                # Another retrieval of the same file was faster; or it is not the same.
+                if not self._there(partial.folder, partial.final, file):
+                    raise self._target.differs(file, "a file that comes and goes") from None
+        except OSError as error:
+            raise self._target.fault(error, file) from None
+        finally:
+            self._discard(partial)
+
+    def _there(self, folder: int, final: bytes, file: ManifestFile) -> bool:
+        """Whether the file is there already, by its bytes. Raises ``TargetDiffers`` if something else is."""
+        try:
+            descriptor = os.open(final, _READ, dir_fd=folder)
+        except FileNotFoundError:
+            return False
+        try:
+            found = os.fstat(descriptor)
+            if not stat.S_ISREG(found.st_mode):
+                raise self._target.differs(file, f"a {_kind(found.st_mode)}")
+            if found.st_size != file.size:
+                raise self._target.differs(file, f"a file of {found.st_size} B")
+            digest = hashlib.sha256()
+            while chunk := os.read(descriptor, READ_BYTES):
+                digest.update(chunk)
+                self._progress.note("comparing with what is there")
+            if digest.hexdigest() != file.sha256:
+                raise self._target.differs(file, f"a file of {found.st_size} B with SHA-256 {digest.hexdigest()}")
+            return True
+        finally:
+            os.close(descriptor)
+
+    def _discard(self, partial: _Partial) -> None:
+        """Its temporary name goes; after publishing, the file has its own."""
+        with suppress(OSError):
+            os.unlink(partial.name, dir_fd=partial.folder)
+        with suppress(OSError):
+            partial.close()
+        os.close(partial.folder)
+
+
+def _kind(mode: int) -> str:
+    kinds = {stat.S_IFDIR: "folder", stat.S_IFLNK: "symbolic link", stat.S_IFIFO: "FIFO", stat.S_IFREG: "file"}
+    return kinds.get(stat.S_IFMT(mode), "device or other")
