@@ -6,7 +6,7 @@ ArchiverError
 |   |-- EmptyDataset, DuplicatePath, PathCollision, HostilePath  the catalogue's list cannot be true
 |   |-- ChecksumDiffers                                          bytes against the catalogue's checksum
 |   |-- DestinationRefused, TargetDiffers                        where retrieved data is to go, or what lies there
-|   `-- UnknownDataset                                           the job names a pid that SciCat does not know
+|   `-- UnknownDataset, UnknownFiles                             the job names a pid, or files, that SciCat does not know
 |-- SystemFault       the operator or time must act. Retried, unless ``retryable`` is false.
 |   |-- SourceFault, StagingFault, LtsFault, TargetFault, CatalogueFault, OwnFault   the side it belongs to (rule 7)
 |   |-- LtsMarkerMissing, LtsFull, TargetFull                    LTS and retrieval target, special cases
@@ -26,6 +26,8 @@ class ArchiverError(Exception):
     """
 
     MAX_MESSAGE = 1000
+    workflow = ""
+    """Id of the workflow that tells it to SciCat's users, where one does."""
     retryable = False
 
     def __init__(
@@ -125,6 +127,10 @@ class CatalogueRecordInvalid(ContentError):
 
 class UnknownDataset(ContentError):
     """The job names a pid that SciCat does not know."""
+
+
+class UnknownFiles(ContentError):
+    """A retrieve job lists files that the dataset does not have."""
 
 
 class DestinationRefused(ContentError):

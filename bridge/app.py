@@ -22,14 +22,9 @@ from archiver.catalogue.client import SciCat
 from archiver.errors import (
     ArchiverError,
     CatalogueFault,
-    CatalogueRecordInvalid,
-    ForeignJob,
     OwnFault,
-    Refused,
     SystemFault,
-    UnknownJob,
 )
-from archiver.pids import workflow_id
 from archiver.settings import Settings
 from bridge import problems
 from bridge.auth import Guard
@@ -48,7 +43,7 @@ class JobTaken(BaseModel):
     """The job's workflow runs, or waits for its time, or has ended. The same for every post of a job."""
 
     uuid: str = Field(description="the job's id")
-    name: str = Field(description="id of its workflow in Temporal: archive-job/<uuid>")
+    name: str = Field(description="id of its workflow in Temporal: archive-job/<uuid> or retrieve-job/<uuid>")
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -164,8 +159,7 @@ def _answer_errors(app: FastAPI) -> None:
 
     @app.exception_handler(ArchiverError)
     async def ours(request: Request, error: ArchiverError) -> JSONResponse:
-        told = isinstance(error, (Refused, CatalogueRecordInvalid)) and not isinstance(error, (UnknownJob, ForeignJob))
-        said = {"name": workflow_id("archive-job", request.state.job_id)} if told else {}
+        said = {"name": error.workflow} if error.workflow else {}
         level = logging.WARNING if isinstance(error, SystemFault) else logging.INFO
         logger.log(level, "%s request=%s", error.one_line(), request_id.get())
         return problem(error, request_id.get(), **said)

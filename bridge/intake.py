@@ -12,12 +12,12 @@ from datetime import UTC, datetime, timedelta
 
 from temporalio.exceptions import WorkflowAlreadyStartedError
 
-from activities.starting import start_job
-from archiver.catalogue.admission import admit, refuse_foreign_datasets, refuse_foreign_type
+from activities.starting import job_workflow_id, start_job
+from archiver.catalogue.admission import refuse_foreign_datasets, refuse_foreign_type
 from archiver.catalogue.client import PAGE, SciCat
 from archiver.catalogue.records import Job
-from archiver.errors import CatalogueRecordInvalid, ForeignJob, Refused, UnknownJob
-from archiver.pids import workflow_id
+from archiver.catalogue.retrieve import admit_any, is_retrieval
+from archiver.errors import CatalogueRecordInvalid, ContentError, ForeignJob, Refused, UnknownJob
 from archiver.settings import Settings
 from bridge.temporal import Connection
 from bridge.together import Together
@@ -58,12 +58,12 @@ class Intake:
     async def take(self, job_id: str) -> Taken:
         """See that the job's workflow is started. May be repeated: a job is started once.
 
-        Raises ``UnknownJob`` and ``ForeignJob``, which start nothing; ``Refused`` and ``CatalogueRecordInvalid``, whose workflow
+        Raises ``UnknownJob`` and ``ForeignJob``, which start nothing; ``Refused`` and ``ContentError``, whose workflow
         is started all the same, because it tells the job's users why in SciCat; ``CatalogueFault`` and ``Unreachable``, which
         time may mend.
         """
         archive = self._settings.archive
-        problem: Refused | CatalogueRecordInvalid | None = None
+        problem: Refused | ContentError | None = None
         try:
             job = await self._read(job_id)
         except CatalogueRecordInvalid as invalid:
@@ -74,16 +74,19 @@ class Intake:
         not_before = delay = None
         if problem is None:
             try:
-                admission = admit(job, archive, now=now)
+                admission = admit_any(job, self._settings, now=now)
                 not_before, delay = admission.not_before, admission.delay(now)
             except ForeignJob:
                 raise
-            except Refused as refused:
+            except (Refused, ContentError) as refused:
                 problem = refused
-        runs = await self._start(job, delay)
+        retrieve = is_retrieval(job.type, self._settings)
+        runs = await self._start(job, delay, retrieve=retrieve)
+        name = job_workflow_id(job.id, retrieve=retrieve)
         if problem is not None:
+            problem.workflow = name
             raise problem
-        return Taken(job, workflow_id("archive-job", job.id), not_before=not_before, ended=not runs)
+        return Taken(job, name, not_before=not_before, ended=not runs)
 
     async def _read(self, job_id: str) -> Job:
         """SciCat's record; one that it does not show is asked for again: a webhook may be ahead of its database."""
@@ -117,18 +120,18 @@ class Intake:
             found |= page
         return {each: {pid: found[pid] for pid in each if pid in found} for each in asked}
 
-    async def _start(self, job: Job, delay: timedelta | None) -> bool:
+    async def _start(self, job: Job, delay: timedelta | None, *, retrieve: bool) -> bool:
         """Whether its workflow runs now; not, if it ended before and nobody wants it once more."""
         submitted = self._settings.sweep.submitted_code
         if job.status_code.startswith(FINISHED):
             return False
         client = await self._temporal.client()
         try:
-            await start_job(client, job.id, delay=delay, again=False)
+            await start_job(client, job.id, retrieve=retrieve, delay=delay, again=False)
             return True
         except WorkflowAlreadyStartedError:
             # It ended. What SciCat says from now on was written before that end, or since, by somebody who submits it anew.
             if job.status_code != submitted or (await self._scicat.job(job.id, lists=False)).status_code != submitted:
                 return False
-        await start_job(client, job.id, delay=delay)
+        await start_job(client, job.id, retrieve=retrieve, delay=delay)
         return True

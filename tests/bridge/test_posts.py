@@ -71,7 +71,7 @@ async def test_scicats_webhook_starts_the_job_inside_of_the_users_post(system: S
         assert await bridge.workflow(job) is not None
         listed = [{"pid": await system.dataset(FILES, landed=False), "files": []}]
         refused = await system.http.post(
-            "/api/v4/jobs", json={"type": "retrieve", "ownerGroup": "p1", "jobParams": {"datasetList": listed}}
+            "/api/v4/jobs", json={"type": "public", "ownerGroup": "p1", "jobParams": {"datasetList": listed}}
         )
         assert refused.status_code == 422  # ours, handed on; the job stays in SciCat (contract 1.8)
     finally:
@@ -143,9 +143,9 @@ async def test_a_job_in_progress_whose_workflow_ended_is_the_sweeps_and_not_a_re
 
 
 async def test_a_job_of_another_type_is_refused_and_left_alone(system: System, bridge: Bridge) -> None:
-    job = await system.job(await system.dataset(FILES, landed=False), type="retrieve")
+    job = await system.job(await system.dataset(FILES, landed=False), type="public")
     before = await system.job_record(job)
-    told = is_problem(await bridge.post({"id": job, "type": "archive"}), 422, "'archive'", "'retrieve'")
+    told = is_problem(await bridge.post({"id": job, "type": "archive"}), 422, "'archive' or 'retrieve'", "'public'")
     assert told["type"] == "urn:archiver:ForeignJob"
     assert "name" not in told
     assert await bridge.workflow(job) is None
