@@ -29,6 +29,7 @@ RENEW_SHARE = 0.8
 QUICK_TRIES = 3
 IDLE_SECONDS = 3.0
 """An idle connection is closed before the server closes it: Node and uvicorn do so after 5 s, in the middle of a write."""
+HEADERS = {"Accept": "application/json", "Accept-Encoding": "gzip, deflate", "User-Agent": "scicat-archiver"}
 TOO_LARGE = "let SciCat (MAX_FILE_UPLOAD_SIZE) and every proxy before it take bodies of 16 MB (docs/scicat.md)"
 PASSING = frozenset({408, 425, 429})
 """Statuses below 500 that may be gone in a second; from 500 on all may."""
@@ -71,19 +72,19 @@ class Session:
         self._renew_at = float("inf") if settings.token else 0.0
         self._login_lock = asyncio.Lock()
         self.where = f"{settings.url.scheme}://{settings.url.host}:{settings.url.port}"
-        self._http = httpx.AsyncClient(
-            base_url=str(settings.url).rstrip("/"),
-            timeout=httpx.Timeout(settings.read_timeout_seconds, connect=settings.connect_timeout_seconds),
-            limits=httpx.Limits(max_connections=40, max_keepalive_connections=20, keepalive_expiry=IDLE_SECONDS),
-            follow_redirects=False,
-            transport=transport,
+        self._base = str(settings.url).rstrip("/")
+        wait, connect = settings.read_timeout_seconds, settings.connect_timeout_seconds
+        self._timeout = {"timeout": {"connect": connect, "read": wait, "write": wait, "pool": wait}}
+        # The transport itself: what a client does around it (cookies, redirects, merging) is half of what a call costs.
+        self._line = transport or httpx.AsyncHTTPTransport(
             verify=authorities(settings.ca_file),
+            limits=httpx.Limits(max_connections=40, max_keepalive_connections=20, keepalive_expiry=IDLE_SECONDS),
             trust_env=False,
         )
 
     async def close(self) -> None:
         """Close all connections."""
-        await self._http.aclose()
+        await self._line.aclose()
 
     async def whoami(self) -> dict[str, Any]:
         """Our account as SciCat sees it. Raises ``CatalogueFault`` if it sees none even after another login.
@@ -109,10 +110,10 @@ class Session:
     async def healthy(self) -> bool:
         """Whether SciCat says that it and its database are up."""
         try:
-            response = await self._http.get("/api/v3/health")
-        except httpx.HTTPError:
+            status, _ = await self._send("GET", "/api/v3/health", "", None, None)
+        except CatalogueFault:
             return False
-        return response.status_code == 200
+        return status == 200
 
     # --- calls --------------------------------------------------------------------------------------------------------
 
@@ -190,11 +191,15 @@ class Session:
     async def _send(
         self, method: str, path: str, token: str, params: dict[str, str] | None, json_body: dict[str, Any] | None
     ) -> tuple[int, Any]:
-        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        headers = {**HEADERS, "Authorization": f"Bearer {token}"} if token else HEADERS
+        parts: list[bytes] = []
+        size = 0
         try:
-            async with self._http.stream(method, path, params=params, json=json_body, headers=headers) as response:
-                parts: list[bytes] = []
-                size = 0
+            request = httpx.Request(
+                method, self._base + path, params=params, json=json_body, headers=headers, extensions=self._timeout
+            )
+            response = await self._line.handle_async_request(request)
+            try:
                 async for part in response.aiter_bytes():
                     size += len(part)
                     if size > self._settings.max_answer_bytes:
@@ -206,6 +211,8 @@ class Session:
                             retryable=False,
                         )
                     parts.append(part)
+            finally:
+                await response.aclose()
         except httpx.HTTPError as error:
             raise self.fault(
                 f"SciCat does not answer {method} {path}",

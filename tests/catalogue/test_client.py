@@ -82,20 +82,23 @@ async def test_few_blocks_are_held_at_a_time(large: tuple[Place, str]) -> None:
 
 
 @pytest.mark.parametrize("when", range(6))
-async def test_a_token_that_expires_between_any_two_calls_hides_no_block(place: Place, when: int) -> None:
+async def test_a_token_that_expires_between_any_two_calls_hides_no_block(
+    place: Place, when: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pid = await place.dataset(blocks=5)
     await place.datablocks(pid, 5)
-    asked = 0
+    asked, onwards = 0, place.line.handle_async_request
 
-    async def expire(request: httpx.Request) -> None:
+    async def expire(request: httpx.Request) -> httpx.Response:
         nonlocal asked
         if request.method == "GET" and request.url.path.endswith("datablocks"):
             asked += 1
             if asked == when:
                 place.standin.tokens.clear()
+        return await onwards(request)
 
+    monkeypatch.setattr(place.line, "handle_async_request", expire)
     async with place.scicat() as scicat:
-        scicat._session._http.event_hooks = {"request": [expire]}
         assert len(await paths(scicat, pid)) == 10
         asked = 0
         assert len(await scicat.datablocks(pid)) == 5
