@@ -76,7 +76,7 @@ class LtsActivities:
                 self._staging.stream(key, size=entry.size, version=entry.version),
                 size=request.packed_bytes,
                 sha256=request.sha256,
-                attempt=_attempt(),
+                attempt=attempt_name(),
                 promise=self._promise(request),
                 progress=Beat(request.packed_bytes),
             )
@@ -144,7 +144,7 @@ class LtsActivities:
             verified_at=datetime.now(UTC).isoformat(timespec="seconds"),
             events=[one.model_dump() for one in (*request.events, event)],
         )
-        attempt = _attempt()
+        attempt = attempt_name()
         self._lts.put_small(path, manifest_file, manifest, attempt)
         if not request.manifest_sha256:
             self._staging.put(keys.manifest(request.plan_id, request.n), manifest)
@@ -192,7 +192,7 @@ class LtsActivities:
         ]
         record = self._needed(keys.record)
         of_datablocks = [m.Event.model_validate(event) for record in records for event in record.events]
-        self._lts.record_events(path, in_order([*request.events, *of_datablocks]), _attempt(), beat)
+        self._lts.record_events(path, in_order([*request.events, *of_datablocks]), attempt_name(), beat)
         self._lts.publish_bag(
             path,
             bag_files(
@@ -219,14 +219,14 @@ class LtsActivities:
         if request.events and any(
             self._lts.size_of(path, f"data/{manifest_name(n)}") is not None for n in self._all(request)
         ):
-            self._lts.record_events(path, in_order(request.events), _attempt(), beat)
+            self._lts.record_events(path, in_order(request.events), attempt_name(), beat)
         return m.Done(what=f"{removed} unverified files removed")
 
     @activity.defn(name="record-events", no_thread_cancel_exception=True)
     @told
     def record_events(self, request: m.DatasetRef) -> m.Done:
         """Add to the receipt beside the bag what came after it: registration, the last status, deletion of sources."""
-        self._lts.record_events(pid_path(request.pid), request.events, _attempt(), Beat())
+        self._lts.record_events(pid_path(request.pid), request.events, attempt_name(), Beat())
         return m.Done(what=f"{len(request.events)} events")
 
     @activity.defn(name="condemn-datablock", no_thread_cancel_exception=True)
@@ -270,7 +270,7 @@ class LtsActivities:
         return data
 
 
-def _attempt() -> str:
+def attempt_name() -> str:
     """The name under which this attempt writes."""
     info = activity.info()
     return f"{str(info.workflow_run_id)[:8]}-{info.activity_id}-{info.attempt}"

@@ -15,6 +15,7 @@ from activities.catalogue import CatalogueActivities
 from activities.delete import DeleteActivities
 from activities.lts import LtsActivities
 from activities.pack import PackActivities
+from activities.retrieve_lts import RetrieveLts
 from activities.sweep import JobSweep, LtsSweep, StagingSweep
 from archiver.catalogue.client import SciCat
 from archiver.errors import CatalogueFault, SettingsInvalid, StagingFault
@@ -27,7 +28,7 @@ LOGIN_SECONDS = 20.0
 
 logger = logging.getLogger("archiver.worker")
 
-LTS_QUEUES = ("lts-space", "lts-copy", "lts-verify", "lts-bag", "delete")
+LTS_QUEUES = ("lts-space", "lts-copy", "lts-verify", "lts-read", "lts-bag", "delete")
 """Exactly one process each (P12)."""
 
 GROUPS: dict[str, tuple[str, ...]] = {
@@ -102,6 +103,8 @@ class Service:
                 self._serve("lts-space", slots.lts_space, [on_lts.wait_for_lts_space])
                 self._serve("lts-copy", slots.lts_copy, [on_lts.copy_to_lts])
                 self._serve("lts-verify", slots.lts_verify, [on_lts.verify_in_lts])
+                on_read = RetrieveLts(settings, staging, lts)
+                self._serve("lts-read", slots.lts_read, [on_read.retrieve_datablock])
                 bag: list[Callable[..., Any]] = [
                     on_lts.survey_lts,
                     on_lts.publish_bag,
@@ -109,6 +112,7 @@ class Service:
                     on_lts.roll_back_lts,
                     on_lts.condemn_datablock,
                     LtsSweep(settings, lts).find_on_lts,
+                    on_read.plan_retrieve,
                 ]
                 self._serve("lts-bag", slots.lts_bag, bag)
             if queues & {"catalogue", "delete"}:

@@ -11,8 +11,8 @@ from archiver.pids import pid_path
 from archiver.retrieval.wire import Destination
 
 SELECTION_DIGITS = 24
-OWN = ".archiver/"
-"""Prefix of our own objects in the retrieval bucket; no pid begins so."""
+TOLD = ".scicat-archiver/"
+"""Folder beside a dataset's data in the retrieval bucket: it expires with the data."""
 
 
 def selection_of(destination: Destination, files: Iterable[str]) -> str:
@@ -45,16 +45,14 @@ class RetrievalKeys:
         """In staging: the wanted names, a JSON list, gzip; not there if all files are wanted."""
         return self.work + "wanted.json.gz"
 
-    @property
-    def told(self) -> str:
-        """In the retrieval bucket: what is told of this selection lies below this prefix."""
-        return f"{OWN}{pid_path(self.pid)}/{self.selection}/"
+    def told(self, dataset_prefix: str) -> str:
+        """In the retrieval bucket: what is told of this selection lies below this prefix, in the dataset's own."""
+        return f"{dataset_prefix}{TOLD}{self.selection}/"
 
-    def delivered(self, n: int) -> str:
+    def delivered(self, dataset_prefix: str, n: int) -> str:
         """In the retrieval bucket: what was delivered of datablock ``n``, JSON lines, gzip (``Delivered``)."""
-        return f"{self.told}{n}.jsonl.gz"
+        return f"{self.told(dataset_prefix)}{n}.jsonl.gz"
 
-    @property
-    def complete(self) -> str:
+    def complete(self, dataset_prefix: str) -> str:
         """In the retrieval bucket: there only once everything wanted was checked and lies there."""
-        return self.told + "complete.json"
+        return self.told(dataset_prefix) + "complete.json"

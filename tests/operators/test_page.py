@@ -131,7 +131,7 @@ async def test_what_waits_in_a_paused_queue(served: System, shell: Shell) -> Non
         handle = await served.start_job(await served.job(pid))
         await served.pending("plan-dataset", "archive-dataset", pid)
         answer = await shell.ask("8.")
-        assert answer.count("Pollers:") == 7, answer
+        assert answer.count("Pollers:") == 8, answer
         told = json.loads(await shell.ask("See what is paused"))["queueRateLimit"]
         assert (told["rateLimit"], told["metadata"]["reason"]) == ({}, "new disks")
         assert "archiver-pack" in str(await served.pending("plan-dataset", "archive-dataset", pid))

@@ -1,0 +1,205 @@
+"""Retrieval on the LTS: what is wanted of each datablock is planned (``archiver-lts-bag``), read, checked and delivered
+(``archiver-lts-read``). Nothing on the LTS is changed."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable, Iterable, Iterator
+
+from temporalio import activity
+
+from activities.lts import attempt_name
+from activities.running import Beat, told
+from archiver.datablock.extract import Extracted, extract, extract_files, pass_through, select
+from archiver.datablock.manifest import ManifestFile, ManifestReader
+from archiver.errors import IntegrityMismatch, LtsFault, OwnFault, TargetFault
+from archiver.patience import patiently
+from archiver.retrieval import wire as w
+from archiver.retrieval.delivered import Delivered, to_bytes
+from archiver.retrieval.keys import RetrievalKeys
+from archiver.settings import Settings
+from archiver.storage import lts_read
+from archiver.storage.lts import Lts
+from archiver.storage.lts_read import Held
+from archiver.storage.objects import Bucket
+from archiver.storage.retrieval_bucket import RetrievalBucket
+from archiver.storage.retrieval_directory import RetrievalDirectory
+from archiver.storage.staging import archive_id, datablock_name
+from archiver.storage.targets import Target, stream, whole
+
+FIRST = 10
+"""Names that a message tells."""
+
+
+class RetrieveLts:
+    """Reads the LTS for requesters. Every method may be repeated (P6)."""
+
+    def __init__(self, settings: Settings, staging: Bucket, lts: Lts) -> None:
+        self._settings = settings
+        self._staging = staging
+        self._lts = lts
+        self._bucket = RetrievalBucket(
+            Bucket(settings.retrieval.bucket, settings.s3, TargetFault), settings.retrieval
+        )
+
+    @activity.defn(name="plan-retrieve", no_thread_cancel_exception=True)
+    @told
+    def plan_retrieve(self, request: w.Selection) -> w.PlanRetrieveResult:
+        """Compare the catalogue's datablocks with the LTS, find the datablocks that hold what is wanted, look for room.
+
+        Raises ``LtsFault`` naming what has a record and no file, or a file and no record, or a wanted file that no manifest
+        has; ``IntegrityMismatch`` for a manifest that is not the bag's; ``TargetFull``, which is waited out.
+        """
+        beat = Beat()
+        keys = self._keys(request)
+        records = self._staging.get(keys.records)
+        if records is None:
+            raise OwnFault(
+                f"object {keys.records} is not in the staging bucket",
+                expected="what an earlier step of this run stored there",
+                found="nothing",
+                next_step="see who removes objects from the staging bucket, then submit the job again",
+                retryable=False,
+            )
+        blocks = lts_read.held(self._lts, request.pid)
+        lts_read.compare(request.pid, json.loads(records), blocks, self._lts)
+        wanted = self._wanted(keys)
+        missing = set(wanted or ())
+        numbers, files, size, packed, largest = [], 0, 0, 0, 0
+        for block in sorted(blocks.values(), key=lambda one: one.n):
+            beat.note(f"looking at datablock {block.n} of {len(blocks)}")
+            selected = select(self._manifest(request.pid, block), wanted)
+            if not selected.files:
+                continue
+            missing -= selected.found
+            numbers.append(block.n)
+            files, size = files + selected.files, size + selected.size_bytes
+            packed += selected.read_bytes
+            largest = max(largest, selected.footer.size_bytes)
+        if missing:
+            told_names = ", ".join(ascii(name[:100]) for name in sorted(missing)[:FIRST])
+            raise LtsFault(
+                f"SciCat lists files of dataset {request.pid} that no datablock on the LTS holds",
+                expected="every file of the catalogue in one manifest",
+                found=f"{len(missing)} in none: {told_names}",
+                next_step="compare SciCat's origdatablocks with the manifests; nothing was delivered",
+                retryable=False,
+            )
+        target = self._target(request.destination)
+        beat.note(f"looking for room in {target.where}")
+        target.check_space(packed if request.destination.kind == "datablocks" else size)
+        return w.PlanRetrieveResult(
+            datablocks=numbers, files=files, size_bytes=size, packed_bytes=packed, largest_bytes=largest
+        )
+
+    @activity.defn(name="retrieve-datablock", no_thread_cancel_exception=True)
+    @told
+    def retrieve_datablock(self, request: w.RetrieveDatablockRequest) -> w.RetrieveDatablockResult:
+        """Read what is wanted of a datablock once, check it, deliver it: a file is seen only when its own SHA-256 matched.
+
+        Raises ``IntegrityMismatch``, ``LtsFault``, ``TargetFault``, ``TargetDiffers``, ``DestinationRefused``.
+        """
+        beat = Beat(request.largest_bytes)
+        keys, pid = self._keys(request), request.pid
+        block = self._block(pid, request.n)
+        manifest = self._manifest(pid, block)
+        wanted = self._wanted(keys)
+        target = self._target(request.destination)
+        as_it_is = request.destination.kind == "datablocks" and wanted is None
+
+        def advance(size_bytes: int) -> None:
+            beat.advance(size_bytes)
+
+        def waiting(seconds: float) -> None:
+            beat.note(f"the LTS has given nothing for {seconds:.0f} s (a tape recall?)")
+
+        def read() -> Iterator[memoryview]:
+            return patiently(lts_read.whole(self._lts, pid, block, self._settings.lts.direct_io), waiting)
+
+        def read_range(offset: int, size: int) -> Iterator[memoryview]:
+            return patiently(lts_read.part(self._lts, pid, block, offset, size), waiting)
+
+        with target.sink(pid, request.selection, attempt_name(), beat, piece=str(request.n)) as sink:
+            if as_it_is:
+                file = self._as_file(block, manifest)
+                with stream(sink, file) as write:
+                    done = (
+                        Extracted(0, 0, 0, 1)
+                        if write is None
+                        else pass_through(read, manifest, write, progress=advance)
+                    )
+            elif wanted is None:
+                done = extract(read, manifest, sink, progress=advance)
+            else:
+                done = extract_files(read_range, manifest, wanted.__contains__, sink, progress=advance)
+        if isinstance(target, RetrievalBucket):
+            files = [self._as_file(block, manifest)] if as_it_is else _files(manifest, wanted)
+            self._tell(target, request, block, files, unpack=as_it_is)
+        return w.RetrieveDatablockResult(
+            n=request.n,
+            files=done.files,
+            size_bytes=done.size_bytes,
+            read_bytes=done.read_bytes,
+            skipped=done.skipped,
+        )
+
+    def _tell(
+        self, target: RetrievalBucket, request: w.Selection, block: Held, files: Iterable[ManifestFile], *, unpack: bool
+    ) -> None:
+        """Store what lies in the bucket now, for the links of the job."""
+        source = archive_id(request.pid, block.n, block.format)
+        items = (
+            Delivered(one.name, one.where, one.size, one.sha256, source, unpack)
+            for one in target.delivered(request.pid, files)
+        )
+        key = self._keys(request).delivered(target.dataset(request.pid), block.n)
+        target.bucket.put(key, to_bytes(items))
+
+    def _as_file(self, block: Held, manifest: bytes) -> ManifestFile:
+        footer = ManifestReader([manifest]).read_footer()
+        return whole(datablock_name(block.n, block.format), footer.packed_bytes, footer.sha256)
+
+    def _block(self, pid: str, n: int) -> Held:
+        for block in lts_read.held(self._lts, pid).values():
+            if block.n == n:
+                return block
+        raise LtsFault(
+            f"datablock {n} of dataset {pid} is not in its bag on the LTS any more",
+            expected="the datablock that was planned",
+            found="none of that number",
+            next_step="see who changes the LTS; nothing of this datablock was delivered",
+            retryable=False,
+        )
+
+    def _manifest(self, pid: str, block: Held) -> bytes:
+        """The bag's own manifest, which must be of the bag's own datablock."""
+        manifest = lts_read.manifest(self._lts, pid, block)
+        reader = ManifestReader([manifest])
+        footer = reader.read_footer()
+        if (reader.header.pid, reader.header.datablock, footer.sha256) != (pid, block.n, block.sha256):
+            raise IntegrityMismatch(
+                f"the manifest of datablock {block.n} of dataset {pid} is of another datablock",
+                expected=f"dataset {pid}, datablock {block.n}, SHA-256 {block.sha256}",
+                found=f"dataset {reader.header.pid}, datablock {reader.header.datablock}, SHA-256 {footer.sha256}",
+                next_step="see the LTS's health; nothing of this datablock was delivered",
+                retryable=False,
+            )
+        return manifest
+
+    def _wanted(self, keys: RetrievalKeys) -> set[str] | None:
+        data = self._staging.get(keys.wanted)
+        return None if data is None else set(json.loads(gzip.decompress(data)))
+
+    def _target(self, destination: w.Destination) -> Target:
+        if destination.kind == "directory":
+            return RetrievalDirectory(destination.root, destination.path, self._settings.retrieval)
+        return self._bucket
+
+    def _keys(self, request: w.Selection) -> RetrievalKeys:
+        return RetrievalKeys(self._settings.staging.prefix, request.pid, request.selection)
+
+
+def _files(manifest: bytes, wanted: set[str] | None) -> Iterator[ManifestFile]:
+    is_wanted: Callable[[str], bool] = (lambda path: True) if wanted is None else wanted.__contains__
+    return (file for file in ManifestReader([manifest]).files() if is_wanted(file.path))
