@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -28,13 +28,26 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
+async def until_answers(address: str) -> Client:
+    """A client of a Temporal server that may only just have begun to listen, once its namespace answers."""
+    for _ in range(900):
+        try:
+            client = await Client.connect(address, data_converter=pydantic_data_converter)
+            await client.count_workflows()
+            return client
+        except (RuntimeError, RPCError):
+            await asyncio.sleep(0.1)
+    raise AssertionError(f"the Temporal server at {address} has no namespace after 90 s")
+
+
 @pytest.fixture(scope="session")
-def temporal_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+async def temporal_address(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
     """A real Temporal dev server, in memory."""
     port = servers.free_port()
     child = servers.temporal_dev_server(tmp_path_factory.mktemp("temporal"), port=port, in_memory=True).start()
     try:
         child.wait_for_port(port)
+        await until_answers(f"127.0.0.1:{port}")
         yield f"127.0.0.1:{port}"
     finally:
         child.stop()
@@ -42,15 +55,8 @@ def temporal_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 async def temporal_client(temporal_address: str) -> Client:
-    """A client of it, once its namespace answers."""
-    client = await Client.connect(temporal_address, data_converter=pydantic_data_converter)
-    for _ in range(900):
-        try:
-            await client.count_workflows()
-            return client
-        except RPCError:
-            await asyncio.sleep(0.1)
-    raise AssertionError("the Temporal dev server has no namespace after 90 s")
+    """A client of it."""
+    return await until_answers(temporal_address)
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ import pytest
 from archiver import model as m
 from archiver.settings import S3Settings
 from cli import queues, servers
+from tests.conftest import until_answers
 from tests.pipeline.moments import until
 from tests.pipeline.system import System
 
@@ -19,6 +20,7 @@ async def test_p5_a_pause_lasts_over_the_death_of_workers_and_of_temporal(
     port = servers.free_port()
     server = servers.temporal_dev_server(tmp_path, port=port).start()
     server.wait_for_port(port)
+    await until_answers(f"127.0.0.1:{port}")
     system = await System(tmp_path_factory.mktemp("system"), f"127.0.0.1:{port}", s3).start()
     try:
         pid = await system.dataset({"a.txt": b"text"})

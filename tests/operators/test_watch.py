@@ -46,7 +46,7 @@ async def test_watch_says_a_line_per_change_and_ends_as_the_job_does(served: Sys
         while not any(WAITS in line for line in lines):
             lines.append((await asyncio.to_thread(process.stderr.readline)).rstrip("\n"))
             assert lines[-1], lines
-    out, rest = await asyncio.to_thread(process.communicate, None, 90)
+    out, rest = await asyncio.to_thread(process.communicate, None, 120)
     assert process.returncode == 3, rest
     lines += rest.splitlines()
     assert any(line.startswith(f"archive-datablock/{good}/1  wait for LTS space  {WAITS}") for line in lines)
@@ -81,7 +81,7 @@ async def test_ctrl_c_leaves_the_job_running_and_says_so(served: System) -> None
         assert process.stderr is not None
         first = await asyncio.to_thread(process.stderr.readline)
         process.send_signal(signal.SIGINT)
-        _, rest = await asyncio.to_thread(process.communicate, None, 60)
+        _, rest = await asyncio.to_thread(process.communicate, None, 120)
         running = await handle.describe()
     assert first.startswith(f"archive-job/{job}  datasets")
     assert process.returncode == 130
@@ -120,7 +120,7 @@ async def test_on_a_terminal_there_are_bars_and_no_colour_where_it_is_not_wanted
         )
         os.close(theirs)
         shown = await asyncio.to_thread(_all_of, ours)
-        assert await asyncio.to_thread(process.wait, 60) == 124
+        assert await asyncio.to_thread(process.wait, 120) == 124
     await handle.result()
     assert "wait for LTS space: LTS space: needs" in shown
     assert ("\x1b[33m" in shown) is not no_color

@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 from temporalio.api.enums.v1 import PendingActivityState
-from temporalio.client import Client, WorkflowHandle
-from temporalio.service import RPCError
+from temporalio.client import WorkflowHandle
 
 from activities.awake import Awake
 from archiver import model as m
@@ -20,6 +19,7 @@ from archiver.catalogue.standin.app import Fault
 from archiver.settings import S3Settings
 from archiver.storage.lts import FileSystemLts
 from cli import servers
+from tests.conftest import until_answers
 from tests.pipeline.gate import gate_before_s3, landing_through, staging_through
 from tests.pipeline.moments import (
     MIB,
@@ -382,14 +382,3 @@ async def last_failure(system: System, workflow_id: str) -> tuple[str, str]:
     """The activity that waits to be tried again, and why its last attempt failed."""
     (one,) = await pending(system, workflow_id)
     return one.activity_type.name, one.last_failure.application_failure_info.type
-
-
-async def until_answers(address: str) -> None:
-    """A Temporal server that has only just begun to listen."""
-    for _ in range(900):
-        try:
-            await (await Client.connect(address)).count_workflows()
-            return
-        except (RuntimeError, RPCError):
-            await asyncio.sleep(0.1)
-    raise AssertionError(f"no Temporal at {address}")

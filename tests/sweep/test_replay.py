@@ -7,6 +7,8 @@ from temporalio.worker import Replayer
 
 from activities.sweep import DATASETS_PER_SWEEP
 from tests.pipeline.conftest import MakeSystem
+from tests.pipeline.moments import until
+from tests.pipeline.system import System
 from tests.sweep.sweeping import sweeping
 from tests.sweep.test_leftovers import ANY_AGE, SMALL, leave
 from worker import SANDBOX, SWEEPS
@@ -24,6 +26,7 @@ async def test_p9_sweeps_replay_and_their_histories_grow_by_few_events_for_each_
         await sweeper.jobs()
         assert (await sweeper.leftovers(dry_run=True)).found == 3
         assert (await sweeper.leftovers()).cleared == 3
+    await until(lambda: _ended(system, 1 + 2 + 3), "all are listed")
     replayer = Replayer(workflows=SWEEPS, workflow_runner=SANDBOX, data_converter=pydantic_data_converter)
     events: dict[str, list[int]] = {}
     async for one in system.client.list_workflows("ExecutionStatus = 'Completed'"):
@@ -34,3 +37,7 @@ async def test_p9_sweeps_replay_and_their_histories_grow_by_few_events_for_each_
     without, with_three = sorted(events["SweepLeftovers"])
     most = len(FINDERS) * DATASETS_PER_SWEEP
     assert without + most * (with_three - without) / 3 < 4096
+
+
+async def _ended(system: System, workflows: int) -> bool:
+    return (await system.client.count_workflows("ExecutionStatus = 'Completed'")).count >= workflows
