@@ -16,15 +16,21 @@ from archiver.catalogue.records import Dataset, Job
 from archiver.datablock.manifest import ManifestFile
 from archiver.datablock.record import DatablockRecord
 from archiver.datablock.tar import seconds
+from archiver.retrieval import wire as w
 
 STARTED = "started"
 ARCHIVED = "datasetOnArchiveDisk"
 FAILED = "scheduleArchiveJobFailed"
 CONTENT = "missingFilesError"
+RETRIEVED = "datasetRetrieved"
+NOT_RETRIEVED = "datasetRetrievalFailed"
 IN_PROGRESS = "inProgress"
 MAX_TEXT = 1000
 MAX_RESULT_BYTES = 100_000
 """Of the outcomes in a job's result object: SciCat's web UI shows it as it is."""
+SIGNED = ("result", "downloadScript", "validUntil")
+"""What holds links. Each try signs them anew: of one and the same ``run`` of a job they are not compared, or users would get
+a mail for each try."""
 _TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}([.][0-9]{1,9})?(Z|[+-][0-9]{2}:[0-9]{2})?")
 
 Payload = dict[str, Any]
@@ -54,7 +60,7 @@ def job_update(code: str, message: str, result: Payload | None = None) -> Payloa
 def job_result(message: str, request: m.FinishJobRequest) -> Payload:
     """The job's result object: a human ``summary`` first, then counts, then each dataset's outcome, failures first, bounded."""
     counts, stopped = request.counts, request.stopped
-    outcomes = sorted(request.outcomes, key=lambda outcome: outcome.outcome in ("archived", "already_archived"))
+    outcomes = sorted(request.outcomes, key=lambda outcome: outcome.outcome in m.GOOD)
     shown: list[Payload] = []
     room = MAX_RESULT_BYTES
     for outcome in outcomes[: m.MAX_OUTCOMES]:
@@ -93,7 +99,12 @@ def _outcome(outcome: m.DatasetOutcome) -> Payload:
 def job_says(job: Job, payload: Payload) -> bool:
     """Whether the job already says what ``payload`` would write."""
     same = job.status_code == payload["statusCode"] and job.status_message == payload["statusMessage"]
-    return same and ("jobResultObject" not in payload or _full(job.result) == _full(payload["jobResultObject"]))
+    if not same or "jobResultObject" not in payload:
+        return same
+    there, ours = _full(job.result), _full(payload["jobResultObject"])
+    if ours.get("run") and there.get("run") == ours["run"]:
+        there, ours = ({key: one for key, one in said.items() if key not in SIGNED} for said in (there, ours))
+    return bool(there == ours)
 
 
 def _full(value: Any) -> Any:
@@ -154,6 +165,57 @@ def lifecycle_failed(request: m.FailDatasetRequest, *, archivable: bool) -> Payl
         **message,
     }
     return {"archivable": archivable, "archiveStatusMessage": status, "archiveReturnMessage": message}
+
+
+def lifecycle_retrieve_started(job_id: str) -> Payload:
+    """Before anything is read. What was checked at an earlier retrieval says nothing of this one; archive states stay."""
+    return {
+        "retrieveStatusMessage": STARTED,
+        "retrieveIntegrityCheck": False,
+        "retrieveReturnMessage": {"summary": "Being retrieved.", "job": job_id, "since": _now()},
+    }
+
+
+def lifecycle_retrieved(request: w.FinishRetrieveRequest) -> Payload:
+    """After every byte was checked and lies at the destination (P2). Where that is stands in the job's result only (P8)."""
+    files = f"{request.files} file{'s' if request.files != 1 else ''}"
+    return {
+        "retrieveStatusMessage": RETRIEVED,
+        "retrieveIntegrityCheck": True,
+        "retrieveReturnMessage": {
+            "summary": f"Retrieved: {files}, every checksum right. The job's result says how to get at them.",
+            "job": request.job_id,
+            "files": request.files,
+            "sizeBytes": request.size_bytes,
+            "destination": request.destination.kind,
+            "when": _now(),
+        },
+    }
+
+
+def lifecycle_retrieve_failed(request: w.FailRetrieveRequest) -> Payload:
+    """Why it was not retrieved, or who stopped it. It stays archived, and retrievable."""
+    message: Payload = {"job": request.job_id, "when": _now()}
+    if request.stopped is not None and request.error is None:
+        who, reason = request.stopped.who, request.stopped.reason
+        message = {
+            "summary": f"Retrieving was stopped by {who}: {reason}"[:MAX_TEXT],
+            "stoppedBy": who[:MAX_TEXT],
+            "reason": reason[:MAX_TEXT],
+            **message,
+        }
+    else:
+        error = request.error or m.ErrorInfo()
+        message = {
+            "summary": error.message[:MAX_TEXT],
+            "error": {"type": error.type, "kind": error.kind, "step": error.where},
+            **message,
+        }
+    return {
+        "retrieveStatusMessage": NOT_RETRIEVED,
+        "retrieveIntegrityCheck": False,
+        "retrieveReturnMessage": message,
+    }
 
 
 def counters(packed_size: int, files_archived: int) -> Payload:

@@ -21,6 +21,7 @@ from archiver.catalogue import payloads
 from archiver.catalogue.records import Dataset, Job
 from archiver.datablock.manifest import ManifestFile
 from archiver.datablock.record import DatablockRecord
+from archiver.retrieval import wire as w
 from tests.catalogue import oracle
 from tests.catalogue.place import Place, at, record
 
@@ -74,7 +75,7 @@ stops = st.builds(m.StopRequest, reason=st.text(max_size=3000).filter(str.isprin
 outcomes = st.builds(
     m.DatasetOutcome,
     pid=st.just(PID),
-    outcome=st.sampled_from(["archived", "already_archived", "failed", "cancelled"]),
+    outcome=st.sampled_from(["archived", "already_archived", "retrieved", "failed", "cancelled"]),
     message=text,
     error=st.none() | errors,
     datablocks=numbers,
@@ -109,6 +110,37 @@ failed = st.builds(
     error=st.none() | errors,
     stopped=st.none() | stops,
 )
+retrieved = st.builds(
+    w.FinishRetrieveRequest,
+    pid=st.just(PID),
+    selection=st.just("s"),
+    job_id=st.just(JOB),
+    destination=st.builds(w.Destination, kind=st.sampled_from(["files", "datablocks", "directory"])),
+    datablocks=st.lists(numbers, max_size=3),
+    files=numbers,
+    size_bytes=sizes,
+)
+not_retrieved = st.builds(
+    w.FailRetrieveRequest,
+    pid=st.just(PID),
+    selection=st.just("s"),
+    job_id=st.just(JOB),
+    error=st.none() | errors,
+    stopped=st.none() | stops,
+)
+given_links = st.fixed_dictionaries(
+    {
+        "result": st.lists(
+            st.fixed_dictionaries(
+                {"datasetId": st.just(PID), "name": text, "size": sizes, "archiveId": text, "url": text}
+            ),
+            max_size=3,
+        ),
+        "downloadScript": text,
+        "run": text,
+        "validUntil": text,
+    }
+)
 LIFECYCLE, DATABLOCK, UPDATE, CREATE, PATCH = (
     "PartialUpdateDatasetLifecycleDto",
     "CreateDatablockDto",
@@ -135,7 +167,21 @@ sent = st.one_of(
             finished_jobs,
         ),
     ),
+    st.tuples(
+        st.just(UPDATE),
+        st.builds(
+            lambda message, request, links: payloads.job_update(
+                "finishedX", message, payloads.job_result(message, request) | links
+            ),
+            st.text(max_size=3000),
+            finished_jobs,
+            given_links,
+        ),
+    ),
     st.tuples(st.just(LIFECYCLE), st.builds(payloads.lifecycle_started, st.just(JOB))),
+    st.tuples(st.just(LIFECYCLE), st.builds(payloads.lifecycle_retrieve_started, st.just(JOB))),
+    st.tuples(st.just(LIFECYCLE), st.builds(payloads.lifecycle_retrieved, retrieved)),
+    st.tuples(st.just(LIFECYCLE), st.builds(payloads.lifecycle_retrieve_failed, not_retrieved)),
     st.tuples(st.just(LIFECYCLE), st.builds(payloads.lifecycle_archived, finished, st.just("ARCHIVE"))),
     st.tuples(st.just(LIFECYCLE), st.builds(payloads.lifecycle_failed, failed, archivable=st.booleans())),
     st.tuples(st.just(PATCH), st.builds(payloads.counters, sizes, numbers)),
@@ -265,8 +311,9 @@ def test_texts_are_bounded_and_no_payload_holds_a_list_of_everything(one: tuple[
     if name == UPDATE:
         assert len(payload["statusMessage"]) <= 1000
     if name == LIFECYCLE:
-        assert len(payload["archiveReturnMessage"]["summary"]) <= 1000
-        assert isinstance(payload["archiveReturnMessage"], dict)
+        (message,) = (value for key, value in payload.items() if key.endswith("ReturnMessage"))
+        assert isinstance(message, dict)
+        assert len(message["summary"]) <= 1000
 
 
 @given(failed, st.booleans())

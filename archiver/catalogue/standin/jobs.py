@@ -50,6 +50,8 @@ async def create_job(app: StandIn, request: Request, body: Any) -> tuple[int, An
             raise Problem(
                 400, {"status": 400, "message": "At least one requested file could not be found.", "error": missing}
             )
+        if app.settings.only_retrievable and fields["type"] == "retrieve":
+            check_retrievable(dataset)
     if not v4 and groups:
         fields.setdefault("ownerGroup", groups[0])
     check_owner(account, fields)
@@ -76,6 +78,13 @@ async def create_job(app: StandIn, request: Request, body: Any) -> tuple[int, An
     if app.settings.webhook_url:
         await call_webhook(app, job)
     return 201, job if v4 else v3_job(job)
+
+
+def check_retrievable(dataset: Document) -> None:
+    """1.8: what the validate action of a job configuration refuses is a 400, before the job is there."""
+    if dataset["datasetlifecycle"].get("retrievable") is not True:
+        text = "Invalid request. Invalid value for 'datasetlifecycle.retrievable'"
+        raise Problem(400, {"status": 400, "message": text})
 
 
 def check_owner(account: Account, fields: Document) -> None:

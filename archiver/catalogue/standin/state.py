@@ -60,6 +60,8 @@ class StandInSettings:
     token_seconds: float = 3600
     pid_prefix: str = "20.500.12345"
     job_types: tuple[str, ...] = ("archive", "retrieve", "public")
+    only_retrievable: bool = False
+    """Retrieve jobs are validated as by deploy/scicat/jobConfig.yaml: their datasets must be retrievable."""
     webhook_url: str = ""
     webhook_auth: str = ""
 
