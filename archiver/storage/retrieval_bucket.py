@@ -326,15 +326,15 @@ class BucketSink:
         """As ``FileSink``. The file is there when the context is left, or earlier."""
         assert self._file is not None  # noqa: S101
         check_length(self._file, self._written, done=True)
-        file, self._file = self._file, None
-        if self._upload is None:
-            self._put(self._key, bytes(self._buffer))
-        else:
+        if self._upload is not None:
             if self._buffer:
                 self._send()
-            upload, self._upload = self._upload, None
-            self._together.submit(0, self._complete, upload, file.size, file.sha256)
-        self._buffer = bytearray()
+            # Ours to abort until it is handed over.
+            self._together.submit(0, self._complete, self._upload, self._file.size, self._file.sha256)
+            self._upload = None
+        else:
+            self._put(self._key, bytes(self._buffer))
+        self._file, self._buffer = None, bytearray()
         self.files += 1
 
     def abort(self) -> None:
