@@ -34,6 +34,8 @@ from workflows import steps
 from workflows.datablock import ArchiveDatablock
 from workflows.dataset import ArchiveDataset
 from workflows.job import ArchiveJob
+from workflows.retrieve_dataset import RetrieveDatablock, RetrieveDataset
+from workflows.retrieve_job import RetrieveJob
 from workflows.sweep import Sweep, SweepDataset, SweepLeftovers
 
 _M_ARENA_MAX = -8
@@ -42,12 +44,14 @@ HEARTBEAT_THROTTLE = timedelta(seconds=2)
 """A cancel reaches an activity with its next heartbeat; transfers must stop within 5 s."""
 
 WORKFLOWS = [ArchiveJob, ArchiveDataset, ArchiveDatablock]
+RETRIEVALS = [RetrieveJob, RetrieveDataset, RetrieveDatablock]
 SWEEPS = [Sweep, SweepLeftovers, SweepDataset]
 SANDBOX = SandboxedWorkflowRunner(
     restrictions=SandboxRestrictions.default.with_passthrough_modules(
         # Without state; imported anew they took half of the time that a workflow needs to begin.
         "archiver.model",
         "archiver.pids",
+        "archiver.retrieval",
         "workflows.steps",
         "workflows.tasks",
         "workflows.visible",
@@ -100,7 +104,7 @@ async def serving(
             worker = Worker(
                 client,
                 task_queue=steps.WORKFLOWS,
-                workflows=[*WORKFLOWS, *SWEEPS],
+                workflows=[*WORKFLOWS, *RETRIEVALS, *SWEEPS],
                 workflow_runner=SANDBOX,
                 graceful_shutdown_timeout=timedelta(seconds=5),
                 identity=identity,

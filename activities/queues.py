@@ -15,6 +15,7 @@ from activities.catalogue import CatalogueActivities
 from activities.delete import DeleteActivities
 from activities.lts import LtsActivities
 from activities.pack import PackActivities
+from activities.retrieve_catalogue import RetrieveCatalogue
 from activities.retrieve_lts import RetrieveLts
 from activities.sweep import JobSweep, LtsSweep, StagingSweep
 from archiver.catalogue.client import SciCat
@@ -119,7 +120,9 @@ class Service:
                 scicat = await stack.enter_async_context(SciCat(settings.scicat))
                 await _log_in(scicat)
                 on_catalogue = CatalogueActivities(settings, staging, scicat)
-                self._serve("catalogue", slots.catalogue, [*on_catalogue.all(), *JobSweep(settings, scicat).all()])
+                retrieving = RetrieveCatalogue(settings, staging, scicat)
+                all_of_it = [*on_catalogue.all(), *retrieving.all(), *JobSweep(settings, scicat).all()]
+                self._serve("catalogue", slots.catalogue, all_of_it)
             if "delete" in queues:
                 on_delete = DeleteActivities(settings, staging, lts, scicat)
                 self._serve("delete", slots.delete, [on_delete.delete_sources])

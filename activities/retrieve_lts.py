@@ -39,9 +39,7 @@ class RetrieveLts:
         self._settings = settings
         self._staging = staging
         self._lts = lts
-        self._bucket = RetrievalBucket(
-            Bucket(settings.retrieval.bucket, settings.s3, TargetFault), settings.retrieval
-        )
+        self._bucket = RetrievalBucket(Bucket(settings.retrieval.bucket, settings.s3, TargetFault), settings.retrieval)
 
     @activity.defn(name="plan-retrieve", no_thread_cancel_exception=True)
     @told

@@ -1,0 +1,268 @@
+"""Queue ``archiver-catalogue``, retrieval: SciCat is read and told; links are made here, and written nowhere else (P8)."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import PurePosixPath
+from typing import Any
+
+from temporalio import activity
+from temporalio.exceptions import ApplicationError
+
+from activities.catalogue import FINISHED_WELL, until_told, verdict
+from activities.running import beating, in_thread, told_async
+from archiver import model as m
+from archiver.catalogue import payloads
+from archiver.catalogue.admission import is_foreign
+from archiver.catalogue.client import SciCat
+from archiver.catalogue.records import Dataset
+from archiver.catalogue.retrieve import RetrieveAdmission, admit_retrieve
+from archiver.errors import CatalogueFault, Refused, TargetFault, UnknownDataset, UnknownFiles
+from archiver.pids import pid_path
+from archiver.retrieval import wire as w
+from archiver.retrieval.delivered import Delivered, from_bytes
+from archiver.retrieval.keys import TOLD, RetrievalKeys, selection_of
+from archiver.retrieval.result import links, places
+from archiver.settings import Settings
+from archiver.storage.objects import Bucket
+from archiver.storage.retrieval_bucket import RetrievalBucket
+
+FIRST = 10
+"""Unknown names that a message tells."""
+
+
+class RetrieveCatalogue:
+    """Reads SciCat, tells SciCat, for retrieve jobs. Every method may be repeated (P6)."""
+
+    def __init__(self, settings: Settings, staging: Bucket, scicat: SciCat) -> None:
+        self._settings = settings
+        self._staging = staging
+        self._scicat = scicat
+        self._target = RetrievalBucket(Bucket(settings.retrieval.bucket, settings.s3, TargetFault), settings.retrieval)
+
+    def all(self) -> list[Callable[..., Any]]:
+        """The activities of this queue."""
+        return [
+            self.begin_retrieve_job,
+            self.read_retrieve_page,
+            self.finish_retrieve_job,
+            self.begin_retrieve_dataset,
+            self.finish_retrieve_dataset,
+            self.fail_retrieve_dataset,
+        ]
+
+    # --- jobs -----------------------------------------------------------------------------------------------------
+
+    @activity.defn(name="begin-retrieve-job")
+    @told_async
+    async def begin_retrieve_job(self, request: m.BeginJobRequest) -> w.BeginRetrieveJobResult:
+        """Read the job, refuse what is not ours or cannot be had, set it in progress.
+
+        Raises ``ForeignJob``, ``Refused``, ``HostilePath``. A job whose ``executionTime`` has not come is tried again then.
+        """
+        job = await self._scicat.job(request.job_id)
+        now = datetime.now(UTC)
+        admitted = admit_retrieve(job, self._settings, now=now, pids=request.pids)
+        if (delay := admitted.delay(now)) is not None:
+            raise ApplicationError(
+                f"job {job.id} is to be started at {admitted.not_before}", type="NotYet", next_retry_delay=delay
+            )
+        total = len(admitted.entries)
+        if job.status_code != FINISHED_WELL:
+            message = f"Retrieving {total} dataset{'s' if total != 1 else ''}."
+            await self._scicat.update_job(job.id, payloads.job_update(payloads.IN_PROGRESS, message))
+        archive = self._settings.archive
+        return w.BeginRetrieveJobResult(
+            total=total,
+            wanted=_wanted(admitted)[: request.limit],
+            owner_group=job.owner_group or "",
+            destination=admitted.destination,
+            policy=m.Policy(
+                datasets_at_once=archive.datasets_at_once,
+                datablocks_at_once=archive.datablocks_at_once,
+                give_up_seconds=archive.give_up_after_hours * 3600,
+                heartbeat_seconds=self._settings.worker.heartbeat_timeout_seconds,
+            ),
+        )
+
+    @activity.defn(name="read-retrieve-page")
+    @told_async
+    async def read_retrieve_page(self, request: m.PageRequest) -> w.RetrievePage:
+        """A page of what the job wants, in its order; the list of a job cannot change once it is made."""
+        admitted = await self._admitted(request.job_id, request.pids)
+        return w.RetrievePage(wanted=_wanted(admitted)[request.offset : request.offset + request.limit])
+
+    async def _admitted(self, job_id: str, pids: list[str] | None) -> RetrieveAdmission:
+        return admit_retrieve(await self._scicat.job(job_id), self._settings, now=datetime.now(UTC), pids=pids)
+
+    @activity.defn(name="finish-retrieve-job")
+    @told_async
+    async def finish_retrieve_job(self, request: w.FinishRetrieveJobRequest) -> m.FinishJobResult:
+        """Write the terminal status once, with links to what was retrieved. They live from now on, at most seven days.
+
+        A job that ended well before and is run again is told anew only if it asks for data: its old links may be dead.
+        """
+        code, message = verdict(request, "retrieved")
+        result = payloads.job_result(message, request)
+        with until_told():
+            if request.counts.retrieved:
+                async with beating("making links"):
+                    result |= await self._result(request)
+            await self._scicat.update_job(request.job_id, payloads.job_update(code, message, result))
+        return m.FinishJobResult(status_code=code, message=message)
+
+    async def _result(self, request: w.FinishRetrieveJobRequest) -> payloads.Payload:
+        """The part of the job's result object that only the requester may see."""
+        settings, target, to = self._settings.retrieval, self._target, request.destination
+        if to.kind == "directory":
+            there = [(one.pid, one.size_bytes) for one in request.outcomes if one.outcome == "retrieved"]
+            return places(
+                there, lambda pid: str(PurePosixPath(to.root) / to.path / pid_path(pid)), max_listed=settings.max_listed
+            )
+        admitted = await self._admitted(request.job_id, request.pids)
+        bad = {one.pid for one in request.outcomes if one.outcome not in m.GOOD}
+        wanted = [one for one in _wanted(admitted) if one.pid not in bad]
+        return await in_thread(
+            links,
+            [(one.pid, partial(self._delivered, one)) for one in wanted],
+            presign=lambda key: target.presign(key, settings.url_life_seconds),
+            put=target.bucket.put_stream,
+            at=f"{target.dataset(wanted[0].pid)}{TOLD}jobs/{request.job_id}/" if wanted else "",
+            life_seconds=settings.url_life_seconds,
+            max_listed=settings.max_listed,
+            run=str(activity.info().workflow_run_id),
+        )
+
+    def _delivered(self, wanted: w.Wanted) -> Iterator[Delivered]:
+        keys = RetrievalKeys(self._settings.staging.prefix, wanted.pid, wanted.selection)
+        prefix = self._target.dataset(wanted.pid)
+        complete = self._target.bucket.get(keys.complete(prefix))
+        if complete is None:
+            return
+        for n in json.loads(complete)["datablocks"]:
+            yield from from_bytes(self._target.bucket.get(keys.delivered(prefix, n)) or b"")
+
+    # --- datasets --------------------------------------------------------------------------------------------------
+
+    @activity.defn(name="begin-retrieve-dataset")
+    @told_async
+    async def begin_retrieve_dataset(self, request: w.Selection) -> w.BeginRetrieveResult:
+        """Mark the dataset as being retrieved; store the catalogue's datablocks, and the wanted names, checked against it.
+
+        Raises ``UnknownDataset``, ``Refused`` (not ours, not archived, being archived), ``UnknownFiles``, ``CatalogueFault``.
+        """
+        dataset = await self._scicat.dataset(request.pid)
+        if dataset is None:
+            raise UnknownDataset(
+                f"SciCat knows no dataset {request.pid}",
+                expected="a dataset of that pid that our account may read",
+                found="none",
+                next_step="check the pid, and the rights of the archiver's account",
+            )
+        self._refuse(dataset)
+        keys = self._keys(request)
+        await self._scicat.patch_lifecycle(request.pid, payloads.lifecycle_retrieve_started(request.job_id))
+        await in_thread(self._target.bucket.delete, [self._complete(request)])
+        async with beating("reading datablocks") as say:
+            blocks = await self._scicat.datablocks(request.pid)
+            if not blocks:
+                raise CatalogueFault(
+                    f"SciCat calls dataset {request.pid} retrievable, but has no datablock of it",
+                    expected="at least one datablock",
+                    found="none",
+                    next_step="compare SciCat with the LTS; nothing was delivered",
+                    retryable=False,
+                )
+            records = {block.archive_id: block.packed_size for block in blocks}
+            await in_thread(self._staging.put, keys.records, json.dumps(records, sort_keys=True).encode())
+            admitted = await self._admitted(request.job_id, [request.pid])
+            names = dict(admitted.entries).get(request.pid, ())
+            if names:
+                known = await self._known(request.pid, set(names), say)
+                data = gzip.compress(json.dumps(sorted(known)).encode(), mtime=0)
+                await in_thread(self._staging.put, keys.wanted, data)
+                names = tuple(known)
+        return w.BeginRetrieveResult(owner_group=dataset.owner_group or "", datablocks=len(blocks), files=len(names))
+
+    def _refuse(self, dataset: Dataset) -> None:
+        archive, lifecycle = self._settings.archive, dataset.lifecycle
+        if is_foreign(lifecycle.storage_location, archive):
+            raise Refused(
+                f"dataset {dataset.pid} belongs to another archive",
+                expected=f"storageLocation empty or {archive.storage_location!r}",
+                found=f"{lifecycle.storage_location!r}",
+                next_step="send its job to that archive; nothing was changed",
+            )
+        if not lifecycle.retrievable:
+            archiving = lifecycle.archive_status_message == payloads.STARTED
+            raise Refused(
+                f"dataset {dataset.pid} is {'being archived at this moment' if archiving else 'not archived'}",
+                expected="a dataset that SciCat shows as retrievable",
+                found=f"archiveStatusMessage {lifecycle.archive_status_message!r}",
+                next_step="submit the job again when it is archived; nothing was changed",
+            )
+
+    async def _known(self, pid: str, names: set[str], say: Callable[..., None]) -> set[str]:
+        """Those of the names that the catalogue lists (all of its origdatablocks: SciCat's own check sees 100).
+
+        Raises ``UnknownFiles`` as the setting says.
+        """
+        unknown = set(names)
+        async for block in self._scicat.origdatablocks(pid):
+            unknown -= {entry.path for entry in block.catalogue_files(pid)}
+            say(note="looking the wanted files up")
+            if not unknown:
+                break
+        known = names - unknown
+        if unknown and (self._settings.retrieval.unknown_files == "refuse" or not known):
+            told = ", ".join(ascii(name[:100]) for name in sorted(unknown)[:FIRST])
+            raise UnknownFiles(
+                f"dataset {pid} does not have {len(unknown)} of the {len(names)} files that the job lists",
+                expected="names as SciCat lists them for this dataset",
+                found=told + (f" and {len(unknown) - FIRST} more" if len(unknown) > FIRST else ""),
+                next_step="submit the job with names that the dataset has; nothing was delivered",
+                dataset=pid,
+            )
+        return known
+
+    @activity.defn(name="finish-retrieve-dataset")
+    @told_async
+    async def finish_retrieve_dataset(self, request: w.FinishRetrieveRequest) -> m.Done:
+        """Tell SciCat that everything wanted was checked and lies there (P2); archive states stay as they are."""
+        keys = self._keys(request)
+        complete = json.dumps({"pid": request.pid, "datablocks": request.datablocks, "files": request.files}).encode()
+        with until_told():
+            if request.destination.kind != "directory":
+                await in_thread(self._target.bucket.put, self._complete(request), complete)
+            await self._scicat.patch_lifecycle(request.pid, payloads.lifecycle_retrieved(request))
+            await in_thread(self._clean, keys)
+        return m.Done(what="retrieved")
+
+    @activity.defn(name="fail-retrieve-dataset")
+    @told_async
+    async def fail_retrieve_dataset(self, request: w.FailRetrieveRequest) -> m.Done:
+        """Tell SciCat why it was not retrieved, or who stopped it; archive states stay as they are."""
+        with until_told():
+            await self._scicat.patch_lifecycle(request.pid, payloads.lifecycle_retrieve_failed(request))
+            await in_thread(self._clean, self._keys(request))
+        return m.Done(what="not retrieved")
+
+    def _clean(self, keys: RetrievalKeys) -> None:
+        self._staging.delete(entry.key for entry in self._staging.list(keys.work))
+
+    def _complete(self, request: w.Selection) -> str:
+        return self._keys(request).complete(self._target.dataset(request.pid))
+
+    def _keys(self, request: w.Selection) -> RetrievalKeys:
+        return RetrievalKeys(self._settings.staging.prefix, request.pid, request.selection)
+
+
+def _wanted(admitted: RetrieveAdmission) -> list[w.Wanted]:
+    return [
+        w.Wanted(pid=pid, selection=selection_of(admitted.destination, names), files=len(names))
+        for pid, names in admitted.entries
+    ]

@@ -1,0 +1,175 @@
+"""Bringing back: SciCat job -> LTS -> checked -> bucket or directory -> links in SciCat, on real parts."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from archiver import model as m
+from archiver.settings import S3Settings
+from cli import jobs
+from tests.pipeline.moments import noise
+from tests.pipeline.system import System
+
+FILES = {
+    "a.txt": b"text",
+    "raw/b.bin": noise(3 * 2**20, 1),
+    "raw/c and d.bin": noise(2**20, 2),
+    "empty": b"",
+    "names/\u00e4'$(touch gotcha)\n.txt": b"a hostile name",
+}
+
+
+@pytest.fixture(scope="module")
+async def served(
+    tmp_path_factory: pytest.TempPathFactory, temporal_address: str, s3: S3Settings
+) -> AsyncIterator[System]:
+    """A system that also delivers to a directory."""
+    retrieval = {"roots": [str(tmp_path_factory.mktemp("shared"))], "destinations": {"packed": "datablocks"}}
+    made = System(tmp_path_factory.mktemp("system"), temporal_address, s3, {"retrieval": retrieval})
+    try:
+        await made.start()
+        async with made.workers():
+            yield made
+    finally:
+        await made.stop()
+
+
+async def retrieve(
+    system: System, *pids: str, files: list[str] | None = None, **params: Any
+) -> tuple[str, m.ArchiveJobResult]:
+    """A SciCat job of type retrieve, to its end."""
+    listed = [{"pid": pid, "files": []} for pid in pids]
+    job = await system.job(type="retrieve", jobParams={"datasetList": listed, **params})
+    if files:
+        # As if SciCat had not looked: of a dataset's blocks it sees a hundred, and the catalogue may change since.
+        document = system.standin.store.get("jobs", job)
+        assert document is not None
+        document["jobParams"]["datasetList"] = [{"pid": pid, "files": files} for pid in pids]
+        system.standin.store.put("jobs", job, document)
+    handle = await jobs.start(system.client, job, None, retrieve=True)
+    return job, await handle.result()
+
+
+async def fetched(system: System, job: str) -> dict[str, bytes]:
+    """What the job's links give, by name."""
+    told = (await system.job_record(job))["jobResultObject"]
+    async with httpx.AsyncClient(trust_env=False) as plain:
+        return {one["name"]: (await plain.get(one["url"])).raise_for_status().content for one in told["result"]}
+
+
+async def test_p2_a_dataset_comes_back_byte_for_byte_by_its_links(served: System) -> None:
+    pid = await served.dataset(FILES)
+    await served.archive(pid)
+    before = await served.lifecycle(pid)
+    job, result = await retrieve(served, pid)
+    assert (result.status_code, result.counts) == ("finishedSuccessful", m.Counts(retrieved=1))
+    assert await fetched(served, job) == FILES
+    after = await served.lifecycle(pid)
+    assert after["retrieveStatusMessage"] == "datasetRetrieved"
+    assert after["retrieveIntegrityCheck"] is True
+    untouched = ("archivable", "retrievable", "archiveStatusMessage", "archiveReturnMessage", "storageLocation")
+    assert {name: after[name] for name in untouched} == {name: before[name] for name in untouched}
+    told = (await served.job_record(job))["jobResultObject"]
+    assert next(iter(told)) == "summary"
+    assert {one["datasetId"] for one in told["result"]} == {pid}
+    left = served.boto.list_objects_v2(Bucket=served.staging_bucket).get("Contents", [])
+    assert not [entry["Key"] for entry in left if "retrievals/" in entry["Key"]]
+
+
+async def test_single_files_come_back_and_no_others(served: System) -> None:
+    pid = await served.dataset(FILES)
+    await served.archive(pid)
+    wanted = ["raw/c and d.bin", "a.txt"]
+    job, result = await retrieve(served, pid, files=wanted)
+    assert result.counts == m.Counts(retrieved=1)
+    assert await fetched(served, job) == {name: FILES[name] for name in wanted}
+
+
+async def test_p4_files_that_the_dataset_does_not_have_are_named_and_nothing_is_delivered_half(served: System) -> None:
+    pid = await served.dataset(FILES)
+    await served.archive(pid)
+    job, result = await retrieve(served, pid, files=["a.txt", "not/there.txt"])
+    assert result.counts == m.Counts(content_errors=1)
+    told = await served.job_record(job)
+    assert "not/there.txt" in told["statusMessage"]
+    assert "result" not in told["jobResultObject"]
+    assert (await served.lifecycle(pid))["retrieveStatusMessage"] == "datasetRetrievalFailed"
+
+
+async def test_a_dataset_that_is_not_archived_is_refused_in_words(served: System) -> None:
+    pid = await served.dataset(FILES)
+    job, result = await retrieve(served, pid)
+    assert result.counts == m.Counts(content_errors=1)
+    assert "not archived" in (await served.job_record(job))["statusMessage"]
+    assert (await served.lifecycle(pid))["retrieveStatusMessage"] == ""
+
+
+async def test_datablocks_come_back_as_they_are(served: System) -> None:
+    pid = await served.dataset(FILES)
+    await served.archive(pid)
+    job, result = await retrieve(served, pid, option="packed")
+    assert result.counts == m.Counts(retrieved=1)
+    (data,) = (await fetched(served, job)).values()
+    assert data == (served.lts / pid / "data" / "1.tar.gz").read_bytes()
+
+
+async def test_a_directory_gets_the_files_with_their_times(served: System) -> None:
+    pid = await served.dataset(FILES)
+    await served.archive(pid)
+    (root,) = served.settings.retrieval.roots
+    job, result = await retrieve(served, pid, destinationPath=f"{root}/mine")
+    assert result.counts == m.Counts(retrieved=1)
+    folder = root / "mine" / pid
+    assert {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()} == FILES
+    assert os.stat(folder / "a.txt").st_mtime == 1767268800  # 2026-01-01T12:00:00Z, the catalogue's
+    (told,) = (await served.job_record(job))["jobResultObject"]["result"]
+    assert (told["datasetId"], told["name"]) == (pid, str(folder))
+
+
+async def test_p3_a_flipped_bit_on_the_lts_is_found_and_never_delivered(served: System) -> None:
+    pid = await served.dataset(FILES)
+    await served.archive(pid)
+    path = served.lts / pid / "data" / "1.tar.gz"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.chmod(0o644)
+    path.write_bytes(data)
+    job, result = await retrieve(served, pid)
+    assert result.counts == m.Counts(system_errors=1)
+    told = await served.job_record(job)
+    assert told["statusCode"] == "finishedUnsuccessful"
+    assert "result" not in told["jobResultObject"]
+    assert (await served.lifecycle(pid))["retrieveStatusMessage"] == "datasetRetrievalFailed"
+
+
+async def test_two_jobs_for_one_dataset_read_the_lts_once_and_both_are_told(served: System) -> None:
+    pid = await served.dataset(FILES)
+    await served.archive(pid)
+    listed = {"datasetList": [{"pid": pid, "files": []}]}
+    ids = [await served.job(type="retrieve", jobParams=listed) for _ in range(2)]
+    handles = [await jobs.start(served.client, job, None, retrieve=True) for job in ids]
+    assert [(await handle.result()).counts for handle in handles] == [m.Counts(retrieved=1)] * 2
+    for job in ids:
+        assert await fetched(served, job) == FILES
+
+
+async def test_the_download_script_brings_everything(served: System, tmp_path: Path) -> None:
+    pid = await served.dataset(FILES)
+    await served.archive(pid)
+    job, _ = await retrieve(served, pid)
+    script = (await served.job_record(job))["jobResultObject"]["downloadScript"]
+    ended = subprocess.run(["sh", "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0, ended.stderr
+    got = {
+        str(path.relative_to(tmp_path / pid)): path.read_bytes()
+        for path in (tmp_path / pid).rglob("*")
+        if path.is_file()
+    }
+    assert got == FILES
