@@ -9,9 +9,11 @@ import sys
 from datetime import UTC, datetime
 from typing import Literal
 
+SIGNATURE = re.compile(r"(?i)(X-Amz-(?:Signature|Credential|Security-Token)=)[^&\s\"'\\]+")
+"""What makes a URL a credential."""
 _SECRETS = (
     (re.compile(r"(?i)(bearer\s+)[A-Za-z0-9._~+/=-]{8,}"), r"\1***"),
-    (re.compile(r"(?i)(X-Amz-(?:Signature|Credential|Security-Token)=)[^&\s\"']+"), r"\1***"),
+    (SIGNATURE, r"\1***"),
     (
         re.compile(r"(?i)((?:access_token|password|secret_key|secret|token)[\"']?\s*[=:]\s*[\"']?)[^&\s\"',}]+"),
         r"\1***",

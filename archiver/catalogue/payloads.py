@@ -98,13 +98,14 @@ def _outcome(outcome: m.DatasetOutcome) -> Payload:
 
 def job_says(job: Job, payload: Payload) -> bool:
     """Whether the job already says what ``payload`` would write."""
-    same = job.status_code == payload["statusCode"] and job.status_message == payload["statusMessage"]
+    same: bool = job.status_code == payload["statusCode"] and job.status_message == payload["statusMessage"]
     if not same or "jobResultObject" not in payload:
         return same
     there, ours = _full(job.result), _full(payload["jobResultObject"])
     if ours.get("run") and there.get("run") == ours["run"]:
         there, ours = ({key: one for key, one in said.items() if key not in SIGNED} for said in (there, ours))
-    return bool(there == ours)
+    equal: bool = there == ours
+    return equal
 
 
 def _full(value: Any) -> Any:

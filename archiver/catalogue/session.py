@@ -21,6 +21,7 @@ import httpx
 import stamina
 
 from archiver.errors import CatalogueFault, SettingsInvalid
+from archiver.log import SIGNATURE
 from archiver.progress import uncut
 from archiver.settings import SciCatSettings
 
@@ -288,7 +289,7 @@ class Session:
         )
 
     def hidden(self, text: str) -> str:
-        """``text`` without our secrets, however they are quoted, and without what is no Unicode.
+        """``text`` without our secrets, however they are quoted, without signatures of URLs, and what is no Unicode.
 
         Before it is cut: half a token would not be found any more.
         """
@@ -298,7 +299,7 @@ class Session:
                 escaped = (json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1], repr(secret)[1:-1])
                 for said in (secret, *escaped, quote(secret, safe="")):
                     text = text.replace(said, "***")
-        return text.encode("utf-8", "replace").decode()
+        return SIGNATURE.sub(r"\1***", text).encode("utf-8", "replace").decode()
 
 
 def _sendable(token: str) -> bool:

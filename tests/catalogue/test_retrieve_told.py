@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any, get_args
 
 import pytest
@@ -9,8 +10,9 @@ import pytest
 from archiver import model as m
 from archiver.catalogue import payloads
 from archiver.catalogue.records import Job
+from archiver.errors import CatalogueFault
 from archiver.retrieval import wire as w
-from tests.catalogue.place import Place, at, job
+from tests.catalogue.place import Place, answering, at, job
 
 PID = "20.500.12345/0e54a1c8"
 OF = {"pid": PID, "selection": "s", "job_id": "j"}
@@ -185,3 +187,15 @@ async def test_where_the_job_configuration_validates_a_retrieve_job_needs_retrie
     assert "datasetlifecycle.retrievable" in answer.json()["message"]
     assert len(place.standin.store.all("jobs")) == 1, "it is refused before it is saved"
     assert (await place.ask("POST", "/api/v4/jobs", job(other))).status_code == 201
+
+
+async def test_p8_a_scicat_that_refuses_a_result_and_repeats_it_gets_no_link_into_our_messages() -> None:
+    url = "http://h/a?X-Amz-Credential=AKIAcanary%2F1&X-Amz-Signature=canary&x=1"
+    refusal = json.dumps({"message": [f"downloadScript: get 'a' 1 '{url}'\\n is too long", url], "statusCode": 400})
+    stored = json.dumps({"id": "j", "type": "retrieve", "statusCode": "inProgress"})
+    client = answering((200, stored.encode()), (400, refusal.encode()), (200, stored.encode()))
+    async with client:
+        with pytest.raises(CatalogueFault) as error:
+            await client.update_job("j", said("r", "x"))
+    assert "canary" not in f"{error.value}{error.value!r}{error.value.lines()}"
+    assert "too long" in str(error.value)
