@@ -246,7 +246,7 @@ class Window:
     def size(self, key: str) -> int | None:
         """The object's size, or None if there is none."""
         at = path_key(key)
-        if self._first is None or not self._first <= at <= self._last:
+        if self._first is None or not self._first < at <= self._last:
             self._load(key)
         if at <= self._last:
             return self._sizes.get(key)
