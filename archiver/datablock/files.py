@@ -155,8 +155,13 @@ def compress_lines(lines: Iterable[bytes]) -> Iterator[bytes]:
     yield packer.compress(b"\n".join(held) + b"\n" if held else b"") + packer.flush()
 
 
-def decompress_lines(chunks: Iterable[bytes | bytearray | memoryview]) -> Iterator[bytes]:
-    """The inverse of ``compress_lines``, in bounded memory. Raises ``OwnFault`` if it is not such a list or is cut off."""
+def decompress_lines(
+    chunks: Iterable[bytes | bytearray | memoryview], *, longest: int | None = None
+) -> Iterator[bytes]:
+    """The inverse of ``compress_lines``, in bounded memory. Raises ``OwnFault`` if it is not such a list or is cut off.
+
+    ``longest``: the most bytes that a line may have.
+    """
     unpacker = zlib.decompressobj(31)
     rest = b""
     try:
@@ -168,6 +173,8 @@ def decompress_lines(chunks: Iterable[bytes | bytearray | memoryview]) -> Iterat
                 lines = (rest + plain).split(b"\n")
                 rest = lines.pop()
                 yield from lines
+                if longest is not None and len(rest) > longest:
+                    raise OwnFault(f"a list of files has a line of more than {longest} bytes", retryable=False)
                 if not plain and not data:
                     break
     except zlib.error as error:

@@ -18,6 +18,8 @@ from archiver.errors import IntegrityMismatch, OwnFault
 
 MANIFEST_VERSION = 1
 SIZES_PER_LINE = 1000
+MAX_LINE_BYTES = 2**24
+"""SciCat's database has no larger document, and a line is a part of one."""
 _FLUSH_BYTES = 256 * 2**10
 
 
@@ -123,7 +125,7 @@ class ManifestReader:
     """
 
     def __init__(self, chunks: Iterable[bytes]) -> None:
-        self._lines = decompress_lines(chunks)
+        self._lines = decompress_lines(chunks, longest=MAX_LINE_BYTES)
         self.member_sizes: array[int] = array("Q")
         self._footer: ManifestFooter | None = None
         first = self._next()
