@@ -1,4 +1,4 @@
-"""``archiver demo``: a made-up dataset, archived on an embedded system, and the proof of it by tools that are not ours."""
+"""``archiver demo``: a made-up dataset, archived on an embedded system and brought back, proved by tools that are not ours."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from temporalio.client import Client, WorkflowHandle
 from temporalio.service import RPCError, RPCStatusCode
 
 from activities.connection import connect
+from activities.starting import job_workflow_id
 from archiver import model as m
 from archiver.catalogue.payloads import ARCHIVED
 from archiver.errors import OwnFault, StagingFault
-from archiver.pids import workflow_id
 from archiver.settings import load
 from archiver.storage.objects import Bucket
 from cli import jobs, servers, status
 from cli.bars import Bars
 from cli.dev import DevOptions, DevSystem
-from cli.proof import check_bag
+from cli.proof import check_bag, check_download
 from cli.sample import MIB, Sample, make_files, sha256
 from workflows.visible import size
 
@@ -80,7 +80,7 @@ class _Demo:
         self.held = True
 
     async def run(self) -> bool:
-        """Make, archive, prove, archive again."""
+        """Make, archive, prove, archive again, bring back."""
         sample = make_files(self.folder / f"source-{int(time.time())}", self.megabytes)
         async with httpx.AsyncClient(base_url=self.info["scicat_url"], timeout=60, trust_env=False) as scicat:
             await self._catalogue(scicat, sample)
@@ -94,6 +94,9 @@ class _Demo:
             same = before == _fingerprint(self.lts(sample))
             job = (await scicat.get(f"/api/v4/jobs/{job_id}")).json()
             self._check("again", f"same dataset once more: {job['statusMessage']} ({seconds:.1f} s)", same)
+            await self._bring_back(client, scicat, sample, [])
+            await self._bring_back(client, scicat, sample, [sample.files[len(sample.files) // 2][0]])
+        shutil.rmtree(sample.folder, ignore_errors=True)
         return self.held
 
     def lts(self, sample: Sample) -> Path:
@@ -170,9 +173,34 @@ class _Demo:
             self._check("job", problem or (ended.message if ended else "failed"), False)
         return job_id, time.monotonic() - started
 
-    async def _entered(self, client: Client, job_id: str) -> tuple[str, WorkflowHandle[Any, m.ArchiveJobResult]]:
+    async def _bring_back(self, client: Client, scicat: httpx.AsyncClient, sample: Sample, files: list[str]) -> None:
+        """A retrieve job, and its download script run by ``sh`` as its requester would; nothing of ours compares."""
+        listed = [{"pid": sample.pid, "files": files}]
+        job = {"type": "retrieve", "ownerGroup": "demo", "jobParams": {"datasetList": listed}}
+        started = time.monotonic()
+        job_id = str(_created(await scicat.post("/api/v4/jobs", json=job))["id"])
+        _, handle = await self._entered(client, job_id, retrieve=True)
+        ended, problem = await jobs.finish(handle, lambda _: None)
+        seconds = time.monotonic() - started
+        what = f"1 file, {files[0]}" if files else f"{len(sample.files)} files"
+        if ended is None or ended.status_code != "finishedSuccessful":
+            self._check("retrieve", f"{what}: {problem or (ended.message if ended else 'failed')}", False)
+            return
+        told = (await scicat.get(f"/api/v4/jobs/{job_id}")).json()["jobResultObject"]
+        folder = Path(tempfile.mkdtemp(prefix="retrieved-", dir=self.folder))
+        wanted = files or [path for path, _ in sample.files]
+        text, held = await asyncio.to_thread(
+            check_download, told.get("downloadScript", ""), folder, sample.folder, sample.pid, wanted
+        )
+        self._check("retrieve", f"{what} in {seconds:.1f} s; {text}", held)
+        shutil.rmtree(folder, ignore_errors=True)
+
+    async def _entered(
+        self, client: Client, job_id: str, *, retrieve: bool = False
+    ) -> tuple[str, WorkflowHandle[Any, m.ArchiveJobResult]]:
         """The job's workflow, started by SciCat's webhook; where SciCat has none, the demo posts to the bridge itself."""
-        handle = client.get_workflow_handle(workflow_id("archive-job", job_id), result_type=m.ArchiveJobResult)
+        own_id = job_workflow_id(job_id, retrieve=retrieve)
+        handle = client.get_workflow_handle(own_id, result_type=m.ArchiveJobResult)
         try:
             await handle.describe()
             return "POST /jobs -> webhook -> bridge", handle
@@ -181,7 +209,11 @@ class _Demo:
                 raise
         headers = {"Authorization": f"Bearer {self.info['bridge_token']}"}
         async with httpx.AsyncClient(base_url=self.info["bridge_url"], timeout=60, trust_env=False) as bridge:
-            _created(await bridge.post("/api/v1/jobs", json={"id": job_id, "type": "archive"}, headers=headers))
+            _created(
+                await bridge.post(
+                    "/api/v1/jobs", json={"id": job_id, "type": "retrieve" if retrieve else "archive"}, headers=headers
+                )
+            )
         return "no webhook of this SciCat came: posted to the bridge by the demo itself", handle
 
     async def _bars(self, client: Client, pid: str, result: asyncio.Future[Any]) -> None:
@@ -213,7 +245,6 @@ class _Demo:
             self._check("proof", text, held)
         staged = list(Bucket(self.settings.staging.bucket, self.settings.s3, StagingFault).list(""))
         self._check("", f"left in staging: {len(staged)} objects", not staged)
-        shutil.rmtree(sample.folder, ignore_errors=True)
 
     def _check(self, label: str, text: str, held: bool) -> None:
         _row(label, text if held else f"{text}   DOES NOT HOLD")

@@ -39,3 +39,16 @@ def _unpacked(bag: Path, source: Path, scratch: Path) -> Checked:
         diff = subprocess.run(["diff", "-r", str(source), folder], capture_output=True, text=True, errors="replace")
     held = diff.returncode == 0
     return command + ("identical" if held else (diff.stdout + diff.stderr)[:SHOWN].strip()), held
+
+
+def check_download(script: str, folder: Path, source: Path, pid: str, wanted: list[str]) -> tuple[str, bool]:
+    """Run a download script in an empty folder with ``sh``, and compare what it brought with the source by ``cmp``: in words."""
+    ended = subprocess.run(["sh", "-c", script], cwd=folder, capture_output=True, text=True)
+    if ended.returncode or not script:
+        last = (ended.stderr or ended.stdout or "no script").strip().splitlines()[-1:]
+        return f"sh download.sh   -> exit {ended.returncode}: {''.join(last)[:200]}", False
+    brought = sorted(str(path.relative_to(folder / pid)) for path in (folder / pid).rglob("*") if path.is_file())
+    if brought != sorted(wanted):
+        return f"sh download.sh   -> {len(brought)} files, {len(wanted)} wanted", False
+    same = [subprocess.run(["cmp", "-s", source / path, folder / pid / path]).returncode == 0 for path in wanted]
+    return f"sh download.sh; cmp   -> {sum(same)} of {len(wanted)} identical", all(same)
