@@ -16,7 +16,7 @@ from cli.programs import ROOT
 TEXT = (ROOT / "docs" / "scicat.md").read_text()
 
 
-@pytest.mark.parametrize("name", sorted(set(re.findall(r"`((?:scicat|archive|datablock)\.[a-z_]+)", TEXT))))
+@pytest.mark.parametrize("name", sorted(set(re.findall(r"`((?:scicat|archive|datablock|retrieval)\.[a-z_]+)", TEXT))))
 def test_a_setting_that_the_page_names_exists(name: str) -> None:
     fields: Any = Settings.model_fields
     for part in name.split("."):
@@ -36,6 +36,8 @@ def test_each_right_that_a_message_names_is_on_the_page() -> None:
         payloads.ARCHIVED,
         payloads.FAILED,
         payloads.CONTENT,
+        payloads.RETRIEVED,
+        payloads.NOT_RETRIEVED,
         payloads.IN_PROGRESS,
         catalogue.FINISHED_WELL,
     ],

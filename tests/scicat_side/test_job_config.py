@@ -35,7 +35,7 @@ HOSTILE = [
 @pytest.mark.parametrize("name", FILES)
 def test_the_file_has_scicats_form_and_both_sides_of_each_job_type(name: str) -> None:
     types = [job["jobType"] for job in configuration(name)["jobs"]]
-    assert types == [Settings().archive.job_type, "retrieve"]
+    assert types == [Settings().archive.job_type, Settings().archive.retrieve_job_type]
 
 
 def test_a_body_that_is_a_map_or_a_key_that_scicat_does_not_know_would_be_seen() -> None:
@@ -88,6 +88,35 @@ def test_one_dataset_of_another_archive_is_enough_to_refuse() -> None:
     assert refused(actions, asked(), [lifecycle(), lifecycle(storageLocation="PSI")])
 
 
+WHAT_IS_ASKED_OF_A_RETRIEVAL: list[tuple[dict[str, Any], dict[str, Any], str]] = [
+    (asked(), lifecycle(retrievable=True), ""),
+    (asked("a.dat"), lifecycle(retrievable=True, archivable=False, storageLocation="archive"), ""),
+    (asked(), lifecycle(retrievable=False), "datasetlifecycle.retrievable"),
+    (asked(), lifecycle(), "datasetlifecycle.retrievable"),
+    (asked(), lifecycle(retrievable=True, storageLocation="ETHZ"), "datasetlifecycle"),
+    ({"type": "retrieve", "jobParams": {"datasetList": []}}, lifecycle(retrievable=True), "jobParams.datasetList"),
+    ({"type": "retrieve", "jobParams": {}}, lifecycle(retrievable=True), "jobParams.datasetList"),
+]
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize(("request_", "dataset", "path"), WHAT_IS_ASKED_OF_A_RETRIEVAL)
+def test_scicat_itself_refuses_a_retrieval_of_what_is_not_in_this_archive(
+    name: str, request_: dict[str, Any], dataset: dict[str, Any], path: str
+) -> None:
+    said = refused(job_type(name, "retrieve")["create"]["actions"], request_, [dataset])
+    assert said == "" if not path else f"'{path}'" in said
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_retrieve_jobs_are_told_to_us_as_archive_jobs_are(name: str) -> None:
+    told = [
+        next(a for a in job_type(name, kind)["create"]["actions"] if a["actionType"] in ("url", "rabbitmq"))
+        for kind in ("archive", "retrieve")
+    ]
+    assert told[0] == told[1]
+
+
 @pytest.mark.parametrize("value", HOSTILE)
 @pytest.mark.parametrize("field", ["id", "type"])
 def test_the_webhooks_body_is_json_whatever_is_in_the_job(field: str, value: str) -> None:
@@ -136,9 +165,9 @@ def test_rabbitmq_is_told_the_queue_that_we_take_jobs_from() -> None:
 
 def test_the_two_files_differ_in_how_we_are_told_and_in_nothing_else() -> None:
     one, other = (configuration(name) for name in FILES)
-    for found in (one, other):
-        actions = found["jobs"][0]["create"]["actions"]
-        found["jobs"][0]["create"]["actions"] = [a for a in actions if a["actionType"] not in ("url", "rabbitmq")]
+    for job in (*one["jobs"], *other["jobs"]):
+        actions = job["create"]["actions"]
+        job["create"]["actions"] = [a for a in actions if a["actionType"] not in ("url", "rabbitmq")]
     assert one == other
 
 
@@ -225,6 +254,43 @@ def test_progress_is_no_mail() -> None:
     assert (
         mails({"id": "j", "type": "archive", **payloads.job_update(payloads.IN_PROGRESS, "Archiving 1 dataset.")}) == []
     )
+
+
+URL = "http://s3/retrieval/20.500/good/a%20b?X-Amz-Date=1&X-Amz-Signature=2"
+LINKS = {
+    "result": [{"datasetId": "20.500/good", "name": "<i>a b", "size": 7, "archiveId": "x", "url": URL}],
+    "downloadScript": "#!/bin/sh",
+    "validUntil": "2026-12-01T12:00:00Z",
+}
+BACK = m.DatasetOutcome(pid="20.500/good", outcome="retrieved", message="retrieved: 3 files", files=3)
+RETRIEVALS: dict[str, tuple[dict[str, Any], str, str]] = {
+    "all": (finished(BACK), "finishedSuccessful", "Your data is here"),
+    "some": (finished(BACK, BAD), "finishedWithDatasetErrors", "Some of your data could not be retrieved"),
+    "none": (finished(LOST), "finishedUnsuccessful", "Your retrieve job was not done"),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("end", RETRIEVALS)
+def test_a_retrieval_ends_with_a_mail_of_its_links_and_of_what_went_wrong(end: str, name: str) -> None:
+    job, code, heading = RETRIEVALS[end]
+    job = {**job, "type": "retrieve", "jobResultObject": job["jobResultObject"] | (LINKS if end != "none" else {})}
+    context = {"job": job, "request": {}, "env": {"SCICAT_FRONTEND_URL": "https://scicat.example"}}
+    (mail,) = performed(job_type(name, "retrieve")["update"]["actions"], context)
+    assert (mail["to"], mail["subject"]) == ("person@example.org", f"SciCat retrieve job j: {code}")
+    assert heading in mail["body"]
+    assert as_html(job["jobResultObject"]["summary"]) in mail["body"]
+    assert (f'<a href="{as_html(URL)}">&lt;i&gt;a b</a>' in mail["body"]) == (end != "none")
+    assert ("2026-12-01T12:00:00Z" in mail["body"]) == (end != "none")
+    for outcome in job["jobResultObject"]["datasets"]:
+        assert (as_html(outcome["message"]) in mail["body"]) == (end != "all")
+    assert "{{" not in mail["body"]
+
+
+def test_progress_of_a_retrieval_is_no_mail() -> None:
+    update = payloads.job_update(payloads.IN_PROGRESS, "Retrieving 1 dataset.")
+    context = {"job": {"id": "j", "type": "retrieve", **update}}
+    assert performed(job_type("jobConfig.yaml", "retrieve")["update"]["actions"], context) == []
 
 
 def as_html(text: str) -> str:
