@@ -61,6 +61,11 @@ def test_check_names_the_file_that_is_used(good: Path, tmp_path: Path) -> None:
         ("[landing]\nurl_template = 's3://landing/'", "every dataset would share one place"),
         ("[landing]\nurl_template = 'file:///data/{pid}'\n[lts]\nroot = '/data/lts'", "lies inside the landing zone"),
         ("[datablock]\ntarget_bytes = 'much'", "is not a size such as 20GiB"),
+        ("[retrieval]\nbucket = 'staging'", "name the same bucket 'staging'"),
+        ("[retrieval]\nprefix = 'out'", "retrieval.prefix: must end with /"),
+        ("[retrieval]\nexpire_days = 6", "expire_days ends before the links"),
+        ("[retrieval]\nreserve = '100%'", "retrieval.reserve: must be below 100%"),
+        ("[retrieval]\nroots = ['/data']\n[lts]\nroot = '/data/lts'", "lie in one another"),
         ("[lts\nroot = 3", "is not TOML"),
     ],
 )
