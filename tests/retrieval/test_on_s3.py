@@ -1,0 +1,90 @@
+"""Links and script at a real S3 server: what was delivered there comes whole, and a link that is over says so."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import secrets
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from archiver.errors import TargetFault
+from archiver.retrieval.delivered import Delivered
+from archiver.retrieval.result import links
+from archiver.settings import RetrievalSettings, S3Settings
+from archiver.storage.objects import Bucket
+from archiver.storage.retrieval_bucket import RetrievalBucket
+from tests.pipeline.moments import until
+from tests.retrieval.test_script import SHELLS, Folder
+from tests.storage.delivering import HOSTILE, PID, deliver
+
+FILES = {name: name.encode() * n for n, name in enumerate(HOSTILE)} | {"large": bytes(3_000_000)}
+
+
+@pytest.fixture
+def target(s3: S3Settings) -> RetrievalBucket:
+    """A retrieval bucket that holds the files of a dataset."""
+    settings = RetrievalSettings(bucket=f"test-{secrets.token_hex(6)}", prefix="for/users/")
+    bucket = Bucket(settings.bucket, s3, TargetFault)
+    bucket.ensure()
+    target = RetrievalBucket(bucket, settings)
+    deliver(target, sorted(FILES.items(), key=lambda item: item[0].encode()))
+    return target
+
+
+def given(target: RetrievalBucket, *, seconds: int = 3600, **how: Any) -> dict[str, Any]:
+    """What a requester is given of them."""
+    items = [
+        Delivered(name, target.key(PID, name), len(data), hashlib.sha256(data).hexdigest(), f"{PID}/data/1.tar.gz")
+        for name, data in FILES.items()
+    ]
+    return links(
+        [(PID, partial(iter, items))],
+        presign=lambda key: target.presign(key, seconds),
+        put=target.bucket.put_stream,
+        at=target.dataset(PID) + "told/",
+        life_seconds=seconds,
+        run="r",
+        **{"max_listed": 100, **how},
+    )
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+@pytest.mark.parametrize("max_listed", [100, 3])
+def test_what_was_delivered_comes_whole_by_the_script(
+    target: RetrievalBucket, tmp_path: Path, shell: str, max_listed: int
+) -> None:
+    folder = Folder(tmp_path, shell)
+    code, said = folder.run(given(target, max_listed=max_listed)["downloadScript"])
+    assert code == 0, said
+    assert folder.files(PID) == FILES
+
+
+def test_each_link_gives_its_file_and_is_as_others_read_it(target: RetrievalBucket) -> None:
+    entries = given(target)["result"]
+    listed = httpx.get(given(target, max_listed=1)["result"][0]["url"], trust_env=False).text.splitlines()
+    for entry in (*entries, *map(json.loads, listed)):
+        answer = httpx.get(entry["url"], trust_env=False)
+        assert (answer.status_code, answer.content) == (200, FILES[entry["name"]])
+        assert f"/{target.bucket.name}/for/users/{PID}/" in entry["url"], "path style, the raw pid first (contract 9.2)"
+        assert re.search(r"[?&]X-Amz-Date=\d{8}T\d{6}Z&", entry["url"])
+        assert "X-Amz-Expires=3600" in entry["url"]
+
+
+async def test_a_link_whose_time_is_over_is_told_with_what_to_do(target: RetrievalBucket, tmp_path: Path) -> None:
+    short = given(target, seconds=1)
+    async with httpx.AsyncClient(trust_env=False) as http:
+
+        async def over() -> bool:
+            return (await http.get(short["result"][0]["url"])).status_code == 403
+
+        await until(over)
+    folder = Folder(tmp_path)
+    code, said = folder.run(short["downloadScript"])
+    assert (code, folder.files(PID)) == (1, {"a b": b""}), "an empty file needs no link"
+    assert f"(status 403); links work until {short['validUntil']}; what is here stays; next: submit a new" in said
