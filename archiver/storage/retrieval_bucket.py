@@ -7,6 +7,7 @@ is what is wanted. How long data is wanted stands in one small object per datase
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -263,6 +264,14 @@ class Window:
         self._last = path_key(page[-1].key) if len(page) == PAGE else b"\xff"
 
 
+class _Part(io.BytesIO):
+    """A part's bytes, given all at once: asked for as the HTTP library does, by 16 KiB, they cost a quarter more."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        """All that is left, however little is asked for."""
+        return super().read()
+
+
 @dataclass
 class _Upload:
     """A multipart upload of the file in work."""
@@ -387,10 +396,10 @@ class BucketSink:
         number = len(upload.parts) + 1
         upload.parts.append(self._together.submit(len(data), self._send_part, upload, number, data))
 
-    def _send_part(self, upload: _Upload, number: int, data: Any) -> str:
+    def _send_part(self, upload: _Upload, number: int, data: bytearray) -> str:
         with self._bucket.faults(upload.key):
             answer = self._target.parts.upload_part(
-                Bucket=self._bucket.name, Key=upload.key, UploadId=upload.upload_id, PartNumber=number, Body=data
+                Bucket=self._bucket.name, Key=upload.key, UploadId=upload.upload_id, PartNumber=number, Body=_Part(data)
             )
         return answer["ETag"]
 
