@@ -86,7 +86,10 @@ give_up() { say "error    $1"; whole=1; exit 1; }
 
 ended() {
     trap - EXIT
-    [ -z "$locked" ] || rm -rf "./$work/running"
+    if [ -n "$locked" ]; then
+        rm -rf "./$work/running"
+        rmdir "./$work" 2>/dev/null
+    fi
     [ -n "$whole" ] || say "error    stopped before its end: start it again; if it stops here again, it is not whole: get it anew"
     exit "$final"
 }
@@ -185,9 +188,9 @@ transfer() { # URL, file that is continued; sets http and result
         http=$(printf '%s\n' "$1" | wget -nv -c -O "$2" --tries=1 --timeout=120 --no-hsts -i - 2>&1)
         result=$?
         case $http in
-        *'ERROR 403'*) http=403 ;;
-        *'ERROR 404'*) http=404 ;;
-        *'ERROR 4'*) http=400 ;;
+        *'ERROR 403'* | *'response 403'*) http=403 ;;
+        *'ERROR 404'* | *'response 404'*) http=404 ;;
+        *'ERROR 4'* | *'response 4'*) http=400 ;;
         *) http=000 ;;
         esac
     fi
@@ -292,10 +295,10 @@ follow() { # name, size, SHA-256, URL of the script that has the files
     what=$1
     bring "$4" "./$work/$3.part" "$2" "$3" || { whole=1; exit 1; }
     rm -rf "./$work/running"
-    locked=
     whole=1
     sh "./$work/$3.part" </dev/null
     final=$?
+    [ "$final" -ne 0 ] || rm -f "./$work/$3.part"
     exit "$final"
 }
 
