@@ -19,6 +19,7 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
 from archiver.catalogue.client import SciCat
+from archiver.catalogue.line import Line
 from archiver.errors import (
     ArchiverError,
     CatalogueFault,
@@ -58,7 +59,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with SciCat(settings.scicat) as scicat:
+        async with SciCat(settings.scicat, transport=Line(settings.scicat)) as scicat:
             app.state.intake = Intake(settings, scicat, temporal)
             app.state.health = Health(temporal, scicat)
             beside = [asyncio.create_task(_warm_up(temporal, scicat))]

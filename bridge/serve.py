@@ -10,6 +10,7 @@ import socket
 from collections.abc import Iterator
 
 import uvicorn
+import uvloop
 
 from archiver.errors import OwnFault
 from archiver.log import configure_logging
@@ -42,8 +43,11 @@ def serve(settings: Settings) -> None:
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=STOP_SECONDS,
     )
-    with contextlib.closing(_listen(bridge.host, bridge.port)) as listening:
-        asyncio.run(_serve(_Server(config), listening))
+    with (
+        contextlib.closing(_listen(bridge.host, bridge.port)) as listening,
+        asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+    ):
+        runner.run(_serve(_Server(config), listening))
 
 
 async def _serve(server: uvicorn.Server, listening: socket.socket) -> None:

@@ -1,7 +1,7 @@
 """Reads of many callers who each ask for one thing, made by as few requests as the moment allows.
 
-Those who ask while no request is under way are served at once, one alone by a request of its own. Those who ask while one is
-under way are served by one request after it. Nothing is kept: what an asker gets was always read after it asked.
+Who asks in a quiet moment is served at once, by a request of its own. Those who ask while one is under way, or just after one
+began, are served by one request after it. Nothing is kept: what an asker gets was always read after it asked.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from archiver.errors import ArchiverError
 Key = TypeVar("Key")
 Value = TypeVar("Value")
 
+SPACING_SECONDS = 0.01
+"""Between the beginnings of two requests: a post is made to wait no longer than this for company."""
 PATIENCE_SECONDS = 0.05
 """Who asks waits no longer than this for a request that is under way: one that hangs must not hold up the others."""
 
@@ -35,7 +37,8 @@ class Together(Generic[Key, Value]):
         self._one, self._many, self._most = one, many, most
         self._asked: dict[Key, asyncio.Future[Value]] = {}
         self._under_way: set[asyncio.Task[None]] = set()
-        self._going: asyncio.Handle | None = None
+        self._going: asyncio.TimerHandle | None = None
+        self._went = float("-inf")
 
     async def read(self, key: Key) -> Value:
         """What ``one`` would return or raise for this key."""
@@ -45,17 +48,19 @@ class Together(Generic[Key, Value]):
             future = self._asked[key] = loop.create_future()
             future.add_done_callback(_seen)
             if self._going is None:
-                # Not in this instant: whoever else asks in it goes along.
-                late = loop.call_later(PATIENCE_SECONDS, self._go) if self._under_way else None
-                self._going = late or loop.call_soon(self._go)
+                self._go_at(loop.time() + PATIENCE_SECONDS if self._under_way else self._went + SPACING_SECONDS)
         # Others may wait for it too: it does not end with one of them.
         return await asyncio.shield(future)
 
-    def _go(self) -> None:
-        """Send for those who wait."""
+    def _go_at(self, when: float) -> None:
+        # Never in this instant: whoever else asks in it goes along.
         if self._going is not None:
             self._going.cancel()
-            self._going = None
+        self._going = asyncio.get_running_loop().call_at(when, self._go)
+
+    def _go(self) -> None:
+        """Send for those who wait."""
+        self._going, self._went = None, asyncio.get_running_loop().time()
         waiting, self._asked = list(self._asked.items()), {}
         for start in range(0, len(waiting), self._most):
             task = asyncio.create_task(self._serve(dict(waiting[start : start + self._most])))
@@ -65,7 +70,7 @@ class Together(Generic[Key, Value]):
     def _done(self, task: asyncio.Task[None]) -> None:
         self._under_way.discard(task)
         if self._asked and not self._under_way:
-            self._go()
+            self._go_at(self._went + SPACING_SECONDS)
 
     async def _serve(self, asked: dict[Key, asyncio.Future[Value]]) -> None:
         if len(asked) > 1:

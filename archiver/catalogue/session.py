@@ -28,6 +28,7 @@ from archiver.settings import SciCatSettings
 RENEW_SHARE = 0.8
 """A token is renewed after this share of its life (contract 4)."""
 QUICK_TRIES = 3
+CONNECTIONS = 40
 IDLE_SECONDS = 3.0
 """An idle connection is closed before the server closes it: Node and uvicorn do so after 5 s, in the middle of a write."""
 HEADERS = {"Accept": "application/json", "Accept-Encoding": "gzip, deflate", "User-Agent": "scicat-archiver"}
@@ -79,7 +80,9 @@ class Session:
         # The transport itself: what a client does around it (cookies, redirects, merging) is half of what a call costs.
         self._line = transport or httpx.AsyncHTTPTransport(
             verify=authorities(settings.ca_file),
-            limits=httpx.Limits(max_connections=40, max_keepalive_connections=20, keepalive_expiry=IDLE_SECONDS),
+            limits=httpx.Limits(
+                max_connections=CONNECTIONS, max_keepalive_connections=20, keepalive_expiry=IDLE_SECONDS
+            ),
             trust_env=False,
         )
 

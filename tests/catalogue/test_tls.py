@@ -7,11 +7,13 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import uvicorn
 
 from archiver.catalogue.client import SciCat
+from archiver.catalogue.line import Line
 from archiver.errors import CatalogueFault, SettingsInvalid
 from cli.servers import free_port
 from tests.catalogue.place import Place, scicat_settings
@@ -42,13 +44,21 @@ def url(certificate: Path) -> Iterator[str]:
     thread.join(10)
 
 
-async def test_the_authority_that_the_settings_name_is_believed(url: str, certificate: Path) -> None:
-    async with SciCat(scicat_settings(url=url, ca_file=certificate)) as scicat:
+BOTH_WAYS = pytest.mark.parametrize("line", [lambda settings: None, Line], ids=["workers", "bridge"])
+"""The transport of the workers' client, and that of the bridge's."""
+
+
+@BOTH_WAYS
+async def test_the_authority_that_the_settings_name_is_believed(url: str, certificate: Path, line: Any) -> None:
+    settings = scicat_settings(url=url, ca_file=certificate)
+    async with SciCat(settings, transport=line(settings)) as scicat:
         assert (await scicat.whoami())["username"] == "archiver"
 
 
-async def test_another_is_not(url: str) -> None:
-    async with SciCat(scicat_settings(url=url)) as scicat:
+@BOTH_WAYS
+async def test_another_is_not(url: str, line: Any) -> None:
+    settings = scicat_settings(url=url)
+    async with SciCat(settings, transport=line(settings)) as scicat:
         with pytest.raises(CatalogueFault, match="CERTIFICATE_VERIFY_FAILED"):
             await scicat.whoami()
 
