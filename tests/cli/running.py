@@ -10,7 +10,7 @@ from pathlib import Path
 from cli.programs import ROOT
 from cli.servers import clean_environment
 
-SECONDS = 120
+SECONDS = 300
 
 
 def environment(**more: str) -> dict[str, str]:

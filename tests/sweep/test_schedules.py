@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import sys
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -14,9 +12,10 @@ from temporalio.service import RPCError
 
 from archiver.settings import S3Settings
 from cli import servers
-from cli.programs import ROOT
 from cli.schedules import JOBS, LEFTOVERS
 from cli.setup import set_up
+from tests.conftest import until_answers
+from tests.operators.inside import inside
 from tests.pipeline.conftest import MakeSystem
 from tests.pipeline.moments import until
 from tests.pipeline.oracle import nothing_left
@@ -79,6 +78,7 @@ async def test_p5_the_sweep_goes_on_by_itself_after_a_restart_of_temporal(tmp_pa
     system.folder.mkdir()
     try:
         server.wait_for_port(port)
+        await until_answers(f"127.0.0.1:{port}")
         await system.start()
         server.kill()
         server.start()
@@ -125,15 +125,10 @@ async def test_archiver_sweep_refuses_another_word(make_system: MakeSystem) -> N
 
 
 async def archiver(system: System, *arguments: str) -> tuple[str, int]:
-    """The command, as a process of its own."""
-    command = [sys.executable, "-m", "cli.main", "-c", str(system.config), *arguments]
-    process = await asyncio.create_subprocess_exec(
-        *command, cwd=ROOT, env=servers.clean_environment(), stdout=-1, stderr=-1
-    )
-    out, problem = await process.communicate()
-    print(problem.decode())
-    assert process.returncode is not None
-    return out.decode(), process.returncode
+    """The command: what it says, and its exit code."""
+    ended = await inside(system.config, *arguments)
+    print(ended.err)
+    return ended.out, ended.code
 
 
 async def _answers(system: System) -> bool:

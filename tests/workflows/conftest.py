@@ -8,21 +8,24 @@ from datetime import timedelta
 
 import pytest
 from temporalio.client import Client
-from temporalio.worker import Worker
+from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from tests.workflows.scripted import Script
 from worker import SANDBOX, WORKFLOWS
 from workflows import steps
 
-Serve = Callable[[Script], Awaitable[Client]]
+Serve = Callable[..., Awaitable[Client]]
 
 
 @pytest.fixture
 async def serve(temporal_client: Client) -> AsyncIterator[Serve]:
-    """Serve a script on all queues until the test ends."""
+    """Serve a script on all queues until the test ends.
+
+    ``sandboxed=False`` where hundreds of workflows run: each would import its own modules, which costs as much as the rest.
+    """
     async with AsyncExitStack() as stack:
 
-        async def start(script: Script) -> Client:
+        async def start(script: Script, *, sandboxed: bool = True) -> Client:
             for queue in sorted({step.queue for step in steps.ALL}):
                 await stack.enter_async_context(
                     Worker(
@@ -39,7 +42,7 @@ async def serve(temporal_client: Client) -> AsyncIterator[Serve]:
                     temporal_client,
                     task_queue=steps.WORKFLOWS,
                     workflows=WORKFLOWS,
-                    workflow_runner=SANDBOX,
+                    workflow_runner=SANDBOX if sandboxed else UnsandboxedWorkflowRunner(),
                 )
             )
             return temporal_client

@@ -67,7 +67,7 @@ class Facility(Script):
 
 async def test_a_small_job_of_another_group_overtakes_two_hundred_datasets(serve: Serve) -> None:
     facility = Facility()
-    client = await serve(facility)
+    client = await serve(facility, sandboxed=False)
     large = await facility.submit(client, "large", 200, "bulk")
     await facility.until_called("wait-for-lts-space", WAITING)
     small = await facility.submit(client, "small", 1, "other")
@@ -85,7 +85,7 @@ async def test_a_small_job_of_another_group_overtakes_two_hundred_datasets(serve
 
 async def test_groups_take_turns_where_all_have_large_jobs(serve: Serve) -> None:
     facility = Facility()
-    client = await serve(facility)
+    client = await serve(facility, sandboxed=False)
     first = await facility.submit(client, "first", WAITING, "one")
     await facility.until_called("wait-for-lts-space", WAITING)
     second = await facility.submit(client, "second", 8, "two")
