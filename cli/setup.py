@@ -87,7 +87,7 @@ async def _retention(client: Client, dry_run: bool) -> list[Step]:
 async def _search_attributes(client: Client, dry_run: bool) -> list[Step]:
     there: dict[str, IndexedValueType.ValueType] = {}
     # A new namespace is not known everywhere at once.
-    for attempt in range(NAMESPACE_SECONDS):
+    for attempt in range(tries := 10 * NAMESPACE_SECONDS):
         try:
             answer = await client.operator_service.list_search_attributes(
                 ListSearchAttributesRequest(namespace=client.namespace)
@@ -95,11 +95,11 @@ async def _search_attributes(client: Client, dry_run: bool) -> list[Step]:
             there = dict(answer.custom_attributes)
             break
         except RPCError as error:
-            if error.status != RPCStatusCode.NOT_FOUND or dry_run or attempt == NAMESPACE_SECONDS - 1:
+            if error.status != RPCStatusCode.NOT_FOUND or dry_run or attempt == tries - 1:
                 if dry_run:
                     break
                 raise
-            await asyncio.sleep(1)
+            await asyncio.sleep(0.1)
     for name, kind in SEARCH_ATTRIBUTES.items():
         if name in there and there[name] != INDEXED[kind]:
             raise OwnFault(
