@@ -265,7 +265,7 @@ class Window:
 
 
 class _Part(io.BytesIO):
-    """A part's bytes, given all at once: asked for as the HTTP library does, by 16 KiB, they cost a quarter more."""
+    """A part's bytes, given all at once: asked for as the HTTP library does, by 16 KiB, they cost a third more."""
 
     def read(self, size: int | None = -1) -> bytes:
         """All that is left, however little is asked for."""

@@ -168,15 +168,13 @@ class RetrievalDirectory:
 class _Folders:
     """Some open directories beneath ``base``, made durable when they are let go, after ``before`` was called.
 
-    What is named ``left_over`` there, and not ``own``, is removed.
+    What is named ``left_over`` there when one is opened is removed: nothing of ours is in work then.
     """
 
-    def __init__(
-        self, base: int, left_over: str = "", own: str = "", before: Callable[[], None] = lambda: None
-    ) -> None:
+    def __init__(self, base: int, left_over: str = "", before: Callable[[], None] = lambda: None) -> None:
         self._base = base
         self._before = before
-        self._left_over, self._own = os.fsencode(left_over), os.fsencode(left_over + own)
+        self._left_over = os.fsencode(left_over)
         self._open: dict[bytes, int] = {}
 
     def make(self, path: bytes) -> int:
@@ -226,7 +224,7 @@ class _Folders:
         with os.scandir(folder) as entries:
             names = [os.fsencode(entry.name) for entry in entries]
         for name in names:
-            if name.startswith(self._left_over) and not name.startswith(self._own):
+            if name.startswith(self._left_over):
                 with suppress(FileNotFoundError, IsADirectoryError):
                     os.unlink(name, dir_fd=folder)
 
@@ -260,7 +258,7 @@ class DirectorySink:
         self._together = Together(
             "publish", threads=THREADS, most_bytes=AHEAD_BYTES, most=MOST_FILES, progress=progress
         )
-        self._folders = _Folders(base, left_over, own, self._together.drain)
+        self._folders = _Folders(base, left_over, self._together.drain)
         self._count = 0
         self._written = 0
         self._partial: _Partial | None = None
