@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import logging
 from collections.abc import Callable, Iterable, Iterator
 
 from temporalio import activity
@@ -27,6 +28,8 @@ from archiver.storage.retrieval_bucket import RetrievalBucket
 from archiver.storage.retrieval_directory import RetrievalDirectory
 from archiver.storage.staging import archive_id, datablock_name
 from archiver.storage.targets import Target, stream, whole
+
+logger = logging.getLogger("archiver.activities")
 
 FIRST = 10
 """Names that a message tells."""
@@ -134,13 +137,12 @@ class RetrieveLts:
         if isinstance(target, RetrievalBucket):
             files = [self._as_file(block, manifest)] if as_it_is else _files(manifest, wanted)
             self._tell(target, request, block, files, unpack=as_it_is)
-        return w.RetrieveDatablockResult(
-            n=request.n,
-            files=done.files,
-            size_bytes=done.size_bytes,
-            read_bytes=done.read_bytes,
-            skipped=done.skipped,
+        logger.info(
+            "datablock %d of %s: %d files delivered, %d were there; %d bytes read",
+            *(request.n, pid, done.files, done.skipped, done.read_bytes),
         )
+        selected = select(manifest, wanted)
+        return w.RetrieveDatablockResult(n=request.n, files=selected.files, size_bytes=selected.size_bytes)
 
     def _tell(
         self, target: RetrievalBucket, request: w.Selection, block: Held, files: Iterable[ManifestFile], *, unpack: bool

@@ -11,16 +11,17 @@ from temporalio.client import Client, WorkflowExecutionDescription, WorkflowExec
 from temporalio.service import RPCError, RPCStatusCode
 
 from activities.catalogue import verdict
-from activities.starting import start_job
+from activities.starting import job_workflow_id, start_job
 from archiver import model as m
 from archiver.catalogue import payloads
 from archiver.catalogue.client import SciCat
 from archiver.errors import CatalogueFault, Refused
+from archiver.retrieval import wire as w
 from archiver.settings import Settings
 from cli.look import Data
 from cli.queues import RPC
-from cli.refs import describe, kind_of, name_of, resolve
-from workflows.visible import JOB_ID
+from cli.refs import describe, is_retrieval, kind_of, name_of, resolve
+from workflows.visible import JOB_ID, PID
 
 LOOK_SECONDS = 0.3
 LONGEST_LOOK_SECONDS = 5.0
@@ -52,7 +53,8 @@ async def retry(client: Client, ref: str) -> Data:
     if kind == "dataset" and _runs(found):
         raise _not_over(found)
     job_id = found.typed_search_attributes.get(JOB_ID) or (name_of(found.id) if kind == "job" else "")
-    job = await describe(client, f"archive-job/{job_id}") if job_id else None
+    retrieve = is_retrieval(found.id)
+    job = await describe(client, job_workflow_id(job_id, retrieve=retrieve)) if job_id else None
     if job is None:
         raise Refused(
             f"Temporal knows no job of {found.id}",
@@ -63,7 +65,7 @@ async def retry(client: Client, ref: str) -> Data:
     if _runs(job):
         raise _not_over(job)
     request = await _input(client, job)
-    await start_job(client, request.job_id, request.pids)
+    await start_job(client, request.job_id, request.pids, retrieve=retrieve)
     return {"workflow": job.id, "job": request.job_id, "pids": request.pids}
 
 
@@ -90,7 +92,9 @@ async def abandon(client: Client, settings: Settings, ref: str, *, reason: str, 
         for one in reversed(running):
             if await _terminate(client, one, stop):
                 terminated.append(one.id)
-                datasets |= {name_of(one.id)} if kind_of(one.id) == "dataset" else set()
+                datasets |= (
+                    {one.typed_search_attributes.get(PID) or name_of(one.id)} if kind_of(one.id) == "dataset" else set()
+                )
         await asyncio.sleep(LOOK_SECONDS)
     try:
         await _tell(settings, found, sorted(datasets), stop)
@@ -203,11 +207,19 @@ async def _tell(settings: Settings, found: WorkflowExecutionDescription, pids: l
     async with SciCat(settings.scicat) as scicat:
         for pid in pids:
             dataset = await scicat.dataset(pid)
+            if is_retrieval(found.id):
+                if dataset is not None and dataset.lifecycle.retrieve_status_message == payloads.STARTED:
+                    failed = w.FailRetrieveRequest(pid=pid, selection="", job_id=job_id, stopped=stop)
+                    await scicat.patch_lifecycle(pid, payloads.lifecycle_retrieve_failed(failed))
+                continue
             # As the step fail-dataset does: one that is archived or was never marked keeps its record.
             if dataset is not None and dataset.lifecycle.archive_status_message == payloads.STARTED:
                 request = m.FailDatasetRequest(pid=pid, job_id=job_id, stopped=stop)
                 await scicat.patch_lifecycle(pid, payloads.lifecycle_failed(request, archivable=True))
         if kind_of(found.id) == "job":
             end = m.FinishJobRequest(job_id=job_id, total=len(pids), counts=m.Counts(), outcomes=[], stopped=stop)
-            code, message = verdict(end.model_copy(update={"counts": m.Counts(cancelled=len(pids))}))
+            code, message = verdict(
+                end.model_copy(update={"counts": m.Counts(cancelled=len(pids))}),
+                "retrieved" if is_retrieval(found.id) else "archived",
+            )
             await scicat.update_job(job_id, payloads.job_update(code, message, payloads.job_result(message, end)))

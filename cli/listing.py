@@ -32,7 +32,7 @@ UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 def query_of(*, running: bool = False, failed: bool = False, since: str | None = None) -> str:
     """The visibility query. Raises ``SettingsInvalid`` (usage)."""
-    parts = ["WorkflowType = 'ArchiveJob'"]
+    parts = ["WorkflowType IN ('ArchiveJob', 'RetrieveJob')"]
     if running:
         parts.append("ExecutionStatus = 'Running'")
     if failed:
@@ -98,7 +98,7 @@ async def _latest(client: Client, rows: list[WorkflowExecution], failed: bool) -
 
 async def _of_group(client: Client, query: str, group: str, limit: int, failed: bool) -> Data:
     """Jobs with a dataset of this owner group under way or done."""
-    ours = f"WorkflowType = 'ArchiveDataset' AND OwnerGroup = '{_quoted(group)}'"
+    ours = f"WorkflowType IN ('ArchiveDataset', 'RetrieveDataset') AND OwnerGroup = '{_quoted(group)}'"
     names: list[str] = []
     async for row in client.list_workflows(ours, limit=GROUP_DATASETS, rpc_timeout=RPC):
         job = row.typed_search_attributes.get(JOB_ID)
@@ -142,7 +142,7 @@ async def _stuck(client: Client, query: str, limit: int) -> Data:
             job = description.typed_search_attributes.get(JOB_ID) or _job_of(row)
             why.setdefault(job, []).append({"workflow": row.id, "reasons": reasons})
 
-    kinds = ("ArchiveJob", "ArchiveDataset", "ArchiveDatablock")
+    kinds = ("ArchiveJob", "RetrieveJob", "ArchiveDataset", "RetrieveDataset", "ArchiveDatablock", "RetrieveDatablock")
     for kind in kinds:
         every = f"WorkflowType = '{kind}' AND ExecutionStatus = 'Running'"
         looks: list[asyncio.Task[None]] = []

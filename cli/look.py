@@ -45,6 +45,7 @@ STAGE_OF = {
     "copy-to-lts": "copy to LTS",
     "verify-in-lts": "verify in LTS",
     "condemn-datablock": "set aside",
+    "retrieve-datablock": "read from LTS",
 }
 """A datablock's stage by the step that is under way."""
 SHARES = {
@@ -52,6 +53,7 @@ SHARES = {
     "wait for LTS space": (0.5, 0.0),
     "copy to LTS": (0.5, 0.25),
     "verify in LTS": (0.75, 0.25),
+    "read from LTS": (0.0, 1.0),
 }
 """How much of a datablock's way is behind it when it enters a stage, and how much the stage is: packing is the slow half."""
 

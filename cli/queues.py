@@ -206,7 +206,7 @@ async def _busy(client: Client) -> set[str]:
                 return
             found.update(queue_of(one) for one in told.raw_description.pending_activities if runs_now(one))
 
-    for kind in ("ArchiveDatablock", "ArchiveDataset"):
+    for kind in ("ArchiveDatablock", "ArchiveDataset", "RetrieveDatablock", "RetrieveDataset"):
         query = f"WorkflowType = '{kind}' AND ExecutionStatus = 'Running'"
         listed = client.list_workflows(query, limit=LOOKS, page_size=LOOKS, rpc_timeout=RPC)
         await asyncio.gather(*[look(one.id, one.run_id) async for one in listed])

@@ -12,8 +12,17 @@ from archiver.pids import workflow_id
 from cli import exits
 
 RPC = timedelta(seconds=5)
-KINDS = {"archive-job": "job", "archive-dataset": "dataset", "archive-datablock": "datablock"}
+KINDS = {
+    "archive-job": "job",
+    "archive-dataset": "dataset",
+    "archive-datablock": "datablock",
+    "retrieve-job": "job",
+    "retrieve-dataset": "dataset",
+    "retrieve-datablock": "datablock",
+}
 """The first part of a workflow's id, and what it works on."""
+BY_NAME = ("archive-job", "retrieve-job", "archive-dataset")
+"""Workflows that are found by a job's id or a pid alone."""
 SHORTENED = re.compile(r"[0-9a-fA-F][0-9a-fA-F-]{5,34}")
 SHOWN = 5
 
@@ -23,14 +32,19 @@ def kind_of(workflow: str) -> str:
     return KINDS.get(workflow.partition("/")[0], "")
 
 
+def is_retrieval(workflow: str) -> bool:
+    """Whether it brings data back."""
+    return workflow.startswith("retrieve-")
+
+
 def name_of(workflow: str) -> str:
-    """The job's id, the dataset's pid, or ``PID/N`` of a datablock; shortened where the workflow's id is."""
+    """The job's id, the dataset's pid, or ``PID/N`` of a datablock, of a retrieval with its selection; shortened as its id is."""
     return workflow.partition("/")[2]
 
 
 async def resolve(client: Client, ref: str) -> WorkflowExecutionDescription:
     """The latest run of what ``ref`` names. Raises ``NotFound``, and ``RPCError`` where Temporal does not answer."""
-    given = (ref,) if kind_of(ref) and "/" in ref else tuple(workflow_id(kind, ref) for kind in list(KINDS)[:2])
+    given = (ref,) if kind_of(ref) and "/" in ref else tuple(workflow_id(kind, ref) for kind in BY_NAME)
     for each in given:
         found = await describe(client, each)
         if found is not None:
@@ -63,7 +77,7 @@ async def describe(client: Client, workflow: str, run_id: str | None = None) -> 
 
 
 async def _begin_with(client: Client, beginning: str) -> list[str]:
-    query = f"WorkflowType = 'ArchiveJob' AND ScicatJobId STARTS_WITH '{beginning.lower()}'"
+    query = f"WorkflowType IN ('ArchiveJob', 'RetrieveJob') AND ScicatJobId STARTS_WITH '{beginning.lower()}'"
     try:
         listed = client.list_workflows(query, limit=100, rpc_timeout=RPC)
         return list(dict.fromkeys([one.id async for one in listed]))

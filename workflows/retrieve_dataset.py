@@ -84,7 +84,6 @@ class RetrieveDataset(DatasetWork):
         self.plan = state.plan if state else None
         self.done = state.done if state else 0
         self.files = state.files if state else 0
-        self.skipped = state.skipped if state else 0
         self.running: list[int] = []
 
     @workflow.query(description="Stage, datablocks done and running, sizes")
@@ -146,7 +145,6 @@ class RetrieveDataset(DatasetWork):
             plan=self.plan,
             done=self.done,
             files=self.files,
-            skipped=self.skipped,
             subscribers=self.subscribers,
         )
 
@@ -181,11 +179,7 @@ class RetrieveDataset(DatasetWork):
                 except WorkflowAlreadyStartedError:
                     await workflow.sleep(pause, summary=f"datablock {n} of an earlier run is stopping")
                     pause = min(pause * 2, LONGEST_LOOK)
-            self.done, self.files, self.skipped = (
-                self.done + 1,
-                self.files + result.files,
-                self.skipped + result.skipped,
-            )
+            self.done, self.files = self.done + 1, self.files + result.files
         finally:
             self.running.remove(n)
 
@@ -193,22 +187,20 @@ class RetrieveDataset(DatasetWork):
         """Tell SciCat: everything wanted lies there, checked."""
         r = self.request
         self.at("reporting")
-        files = self.files + self.skipped
         await steps.FINISH_RETRIEVE.run(
             w.FinishRetrieveRequest(
-                **self.selection(), datablocks=plan.datablocks, files=files, size_bytes=plan.size_bytes
+                **self.selection(), datablocks=plan.datablocks, files=self.files, size_bytes=plan.size_bytes
             ),
             policy=r.policy,
             summary="report datasetRetrieved",
         )
         self.at("retrieved")
-        there = f", {self.skipped} of them were there already" if self.skipped else ""
         return m.DatasetOutcome(
             pid=r.pid,
             outcome="retrieved",
-            message=f"{files} files from {len(plan.datablocks)} datablocks, each checked{there}",
+            message=f"{self.files} files from {len(plan.datablocks)} datablocks, each checked",
             datablocks=len(plan.datablocks),
-            files=files,
+            files=self.files,
             size_bytes=plan.size_bytes,
             packed_bytes=plan.packed_bytes,
         )

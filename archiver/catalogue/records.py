@@ -111,6 +111,7 @@ class Lifecycle(Record):
     archive_status_message: Text = Field("", alias="archiveStatusMessage")
     archive_return_message: Any = Field(None, alias="archiveReturnMessage")
     storage_location: Text | None = Field(None, alias="storageLocation")
+    retrieve_status_message: Text = Field("", alias="retrieveStatusMessage")
 
 
 class Dataset(Record):

@@ -103,7 +103,6 @@ class RetrieveDatasetState(m.Wire):
     done: int = 0
     """Of the plan's datablocks, from the first on."""
     files: int = 0
-    skipped: int = 0
     subscribers: list[str] = Field(default_factory=list)
 
 
@@ -125,13 +124,11 @@ class RetrieveDatablockRequest(Selection):
 
 
 class RetrieveDatablockResult(m.Wire):
-    """What was delivered of a datablock. ``skipped``: files that were there already, intact; ``read_bytes``: from the LTS."""
+    """What of a datablock lies at the destination now, whichever try brought it there."""
 
     n: int
     files: int
     size_bytes: int
-    read_bytes: int
-    skipped: int = 0
 
 
 class FinishRetrieveRequest(Selection):

@@ -6,15 +6,14 @@ import os
 import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
-import httpx
 import pytest
 
 from archiver import model as m
 from archiver.settings import S3Settings
 from cli import jobs
 from tests.pipeline.moments import noise
+from tests.pipeline.retrieving import fetched, retrieve
 from tests.pipeline.system import System
 
 FILES = {
@@ -39,29 +38,6 @@ async def served(
             yield made
     finally:
         await made.stop()
-
-
-async def retrieve(
-    system: System, *pids: str, files: list[str] | None = None, **params: Any
-) -> tuple[str, m.ArchiveJobResult]:
-    """A SciCat job of type retrieve, to its end."""
-    listed = [{"pid": pid, "files": []} for pid in pids]
-    job = await system.job(type="retrieve", jobParams={"datasetList": listed, **params})
-    if files:
-        # As if SciCat had not looked: of a dataset's blocks it sees a hundred, and the catalogue may change since.
-        document = system.standin.store.get("jobs", job)
-        assert document is not None
-        document["jobParams"]["datasetList"] = [{"pid": pid, "files": files} for pid in pids]
-        system.standin.store.put("jobs", job, document)
-    handle = await jobs.start(system.client, job, None, retrieve=True)
-    return job, await handle.result()
-
-
-async def fetched(system: System, job: str) -> dict[str, bytes]:
-    """What the job's links give, by name."""
-    told = (await system.job_record(job))["jobResultObject"]
-    async with httpx.AsyncClient(trust_env=False) as plain:
-        return {one["name"]: (await plain.get(one["url"])).raise_for_status().content for one in told["result"]}
 
 
 async def test_p2_a_dataset_comes_back_byte_for_byte_by_its_links(served: System) -> None:

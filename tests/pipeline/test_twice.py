@@ -16,6 +16,7 @@ from archiver import model as m
 from tests.pipeline.conftest import MakeSystem
 from tests.pipeline.moments import MIB, dataset_workflow, full_lts, noise, on_lts, stage, until
 from tests.pipeline.oracle import assert_archived, landing, nothing_left
+from tests.pipeline.retrieving import fetched, retrieve
 from tests.pipeline.system import System
 from workflows import steps
 
@@ -178,9 +179,18 @@ async def test_p6_every_activity_may_be_run_twice(make_system: MakeSystem) -> No
         assert (await system.archive(pid)).counts == m.Counts(content_errors=1)
         nothing_left(system, pid)
 
+        # Brought back: whole, and then a file that it does not have.
+        pid = await system.dataset(TWO_DATABLOCKS)
+        assert (await system.archive(pid)).counts == m.Counts(archived=1)
+        job, result = await retrieve(system, pid)
+        assert result.counts == m.Counts(retrieved=1)
+        assert await fetched(system, job) == TWO_DATABLOCKS
+        _, result = await retrieve(system, pid, files=["not there"])
+        assert result.counts == m.Counts(content_errors=1)
+
     assert twice.differences == []
-    # A further page is read only by jobs of more datasets than their beginning lists.
-    others = {*steps.SWEEPS, steps.READ_JOB_PAGE}
+    # A further page is read only by jobs of more datasets than their beginning lists; sweeps have a test of their own.
+    others = {*steps.SWEEPS, steps.READ_JOB_PAGE, steps.READ_RETRIEVE_PAGE}
     assert set(twice.seen) == {step.name for step in steps.ALL if step not in others}
 
 
