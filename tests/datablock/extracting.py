@@ -84,26 +84,43 @@ class Source:
         self.read_bytes = 0
         self.closed = True
 
-    def whole(self) -> Iterator[memoryview]:
-        return self._chunks(0, len(self.data))
+    def whole(self) -> Chunks:
+        return Chunks(self, self._chunks(0, len(self.data)))
 
-    def range(self, offset: int, size: int) -> Iterator[memoryview]:
+    def range(self, offset: int, size: int) -> Chunks:
         self.ranges.append((offset, size))
-        return self._chunks(offset, size)
+        return Chunks(self, self._chunks(offset, size))
 
     def _chunks(self, offset: int, size: int) -> Iterator[memoryview]:
-        self.closed = False
         lent: list[bytearray] = []
+        for at in range(offset, min(offset + size, len(self.data)), self.chunk):
+            lent.append(bytearray(self.data[at : min(at + self.chunk, offset + size)]))
+            if len(lent) == 3:
+                spoiled = lent.pop(0)
+                spoiled[:] = b"\xee" * len(spoiled)
+            self.read_bytes += len(lent[-1])
+            yield memoryview(lent[-1])
+
+
+class Chunks:
+    """Closed at its end, or by ``close``, but not by being forgotten."""
+
+    def __init__(self, source: Source, chunks: Iterator[memoryview]) -> None:
+        self._source, self._chunks = source, chunks
+        source.closed = False
+
+    def __iter__(self) -> Chunks:
+        return self
+
+    def __next__(self) -> memoryview:
         try:
-            for at in range(offset, min(offset + size, len(self.data)), self.chunk):
-                lent.append(bytearray(self.data[at : min(at + self.chunk, offset + size)]))
-                if len(lent) == 3:
-                    spoiled = lent.pop(0)
-                    spoiled[:] = b"\xee" * len(spoiled)
-                self.read_bytes += len(lent[-1])
-                yield memoryview(lent[-1])
-        finally:
-            self.closed = True
+            return next(self._chunks)
+        except BaseException:
+            self._source.closed = True
+            raise
+
+    def close(self) -> None:
+        self._source.closed = True
 
 
 def nothing(size: int) -> None:

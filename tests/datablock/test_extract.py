@@ -49,7 +49,7 @@ def test_a_file_that_is_there_already_is_checked_and_not_handed_over_again(block
 
 
 @pytest.mark.parametrize(
-    "wanted", [["f00"], ["f05"], ["f11"], ["f00", "f11"], ["f01", "f02", "f07"], sorted(FILES), []]
+    "wanted", [["f00"], ["f05"], ["f11"], ["f00", "f02"], ["f00", "f11"], ["f01", "f02", "f07"], sorted(FILES), []]
 )
 def test_only_the_members_that_hold_wanted_files_are_read(block: tuple[bytes, bytes], wanted: list[str]) -> None:
     sink, result, source = take(*block, wanted)
