@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import socket
 from collections.abc import Iterator
@@ -27,6 +28,8 @@ BACKLOG = 1024
 
 def serve(settings: Settings) -> None:
     """Until SIGTERM or Ctrl-C; posts under way are answered. Raises ``SettingsInvalid``, or ``OwnFault`` if it cannot listen."""
+    # Of Temporal's client, before it makes them: it only waits for answers, and threads that hand work to each other cost.
+    os.environ.setdefault("TOKIO_WORKER_THREADS", "1")
     app = create_app(settings)
     configure_logging(settings.worker.log_format)
     bridge = settings.bridge

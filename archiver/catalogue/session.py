@@ -7,6 +7,7 @@ a proxy may say anything at all (contract 5).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import math
 import re
@@ -28,6 +29,7 @@ from archiver.settings import SciCatSettings
 RENEW_SHARE = 0.8
 """A token is renewed after this share of its life (contract 4)."""
 QUICK_TRIES = 3
+FIRST_PAUSE_SECONDS = 0.3
 CONNECTIONS = 40
 IDLE_SECONDS = 3.0
 """An idle connection is closed before the server closes it: Node and uvicorn do so after 5 s, in the middle of a write."""
@@ -123,23 +125,30 @@ class Session:
 
     async def read(self, method: str, path: str, *, empty_ok: bool = False, **how: Any) -> tuple[int, Any]:
         """A call that may be repeated, with a few quick tries; Temporal makes the long ones. Returns status and body."""
+        with contextlib.suppress(_Passing):
+            # Most calls need no second try, and what makes tries costs as much as a call.
+            return await self._once(method, path, empty_ok, how)
+        await asyncio.sleep(FIRST_PAUSE_SECONDS)
         try:
             async for attempt in stamina.retry_context(
-                on=_Passing, attempts=QUICK_TRIES, wait_initial=0.3, wait_max=2.0, timeout=None
+                on=_Passing, attempts=QUICK_TRIES - 1, wait_initial=2 * FIRST_PAUSE_SECONDS, wait_max=2.0, timeout=None
             ):
                 with attempt:
-                    try:
-                        status, body = await self.call(method, path, **how)
-                    except CatalogueFault as fault:
-                        if fault.retryable:
-                            raise _Passing(fault) from None
-                        raise
-                    if body is None and status < 300 and not empty_ok:
-                        raise _Passing(self.fault(f"SciCat's answer to {path} is empty", "JSON", "nothing"))
-                    return status, body
+                    return await self._once(method, path, empty_ok, how)
         except _Passing as passing:
             raise passing.fault from None
         raise AssertionError("unreachable")
+
+    async def _once(self, method: str, path: str, empty_ok: bool, how: dict[str, Any]) -> tuple[int, Any]:
+        try:
+            status, body = await self.call(method, path, **how)
+        except CatalogueFault as fault:
+            if fault.retryable:
+                raise _Passing(fault) from None
+            raise
+        if body is None and status < 300 and not empty_ok:
+            raise _Passing(self.fault(f"SciCat's answer to {path} is empty", "JSON", "nothing"))
+        return status, body
 
     async def call(
         self,
