@@ -213,6 +213,7 @@ MODES = ["whole", "files", "handed on"]
 def assert_ended(source: Source, sink: Sink) -> None:
     assert source.closed, "the reader is closed"
     assert not sink.left_open
+    assert len(sink.threads) <= 1
     assert not [thread for thread in threading.enumerate() if thread.name in ("members", "decode")]
     assert all(sink.committed[path] == FILES[path] for path in sink.committed)
 
