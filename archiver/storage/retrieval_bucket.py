@@ -13,12 +13,15 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from datetime import timedelta
 from functools import cached_property
 from itertools import groupby, islice
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+import obstore
 from botocore.exceptions import ClientError
+from obstore.store import S3Store
 
 from archiver.datablock.files import path_key
 from archiver.datablock.manifest import ManifestFile
@@ -26,7 +29,7 @@ from archiver.errors import SystemFault, TargetFault, TargetFull
 from archiver.pids import pid_path
 from archiver.progress import Progress
 from archiver.settings import RetrievalSettings
-from archiver.storage.objects import DIGEST, PUT_PART_BYTES, SMALL_BYTES, Bucket, ObjectInfo, part_bytes
+from archiver.storage.objects import DIGEST, PUT_PART_BYTES, SMALL_BYTES, Bucket, ObjectInfo, part_bytes, plain_key
 from archiver.storage.targets import Delivered, Together, check_length
 
 if TYPE_CHECKING:
@@ -85,6 +88,7 @@ class RetrievalBucket:
     def sink(self, pid: str, selection: str, attempt: str, progress: Progress, *, piece: str) -> BucketSink:
         """As ``Target``. What is delivered is wanted for the days of the settings from now on."""
         self.renew(pid, selection)
+        self.tidy(pid)
         return BucketSink(self, pid, progress)
 
     def tidy(self, pid: str, *, idle_seconds: float = IDLE_SECONDS) -> int:
@@ -121,10 +125,18 @@ class RetrievalBucket:
 
     def presign(self, key: str, seconds: int) -> str:
         """A URL that gives the object to whoever has it, for so long: a credential, never to be logged (P8)."""
+        if plain_key(key):
+            # 50 times cheaper than boto3 (0.75 ms): a dataset may have a million links.
+            signed: str = obstore.sign(self._signer, "GET", key, timedelta(seconds=seconds))
+            return signed
         url: str = self._public.generate_presigned_url(
             "get_object", Params={"Bucket": self.bucket.name, "Key": key}, ExpiresIn=seconds
         )
         return url
+
+    @cached_property
+    def _signer(self) -> S3Store:
+        return self.bucket.signer(self._settings.public_endpoint)
 
     @cached_property
     def _public(self) -> S3Client:
