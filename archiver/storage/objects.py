@@ -511,19 +511,26 @@ class Bucket:
             ),
         )
 
+    def signer(self, endpoint: object = None) -> S3Store:
+        """For presigned URLs in path style, for the server's other name ``endpoint`` if given; of plain keys only."""
+        return self._obstore(endpoint or self._s3.endpoint, path_style=True)
+
     @cached_property
     def _store(self) -> S3Store:
+        return self._obstore(self._s3.endpoint, path_style=self._s3.path_style)
+
+    def _obstore(self, endpoint: object, *, path_style: bool) -> S3Store:
         s3 = self._s3
         keys: dict[str, Any] = {}
-        if s3.endpoint:
-            keys["endpoint"] = str(s3.endpoint).rstrip("/")
+        if endpoint:
+            keys["endpoint"] = str(endpoint).rstrip("/")
         if s3.access_key and s3.secret_key:
             keys["access_key_id"] = s3.access_key
             keys["secret_access_key"] = s3.secret_key.get_secret_value()
         return S3Store(
             self.name,
             region=s3.region,
-            virtual_hosted_style_request=not s3.path_style,
+            virtual_hosted_style_request=not path_style,
             unsigned_payload=s3.unsigned_payload,
             client_options={
                 "allow_http": True,
