@@ -7,10 +7,9 @@ began, are served by one request after it. Nothing is kept: what an asker gets w
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Generic, TypeVar
-
-from archiver.errors import ArchiverError
 
 Key = TypeVar("Key")
 Value = TypeVar("Value")
@@ -22,7 +21,7 @@ PATIENCE_SECONDS = 0.05
 
 
 class Together(Generic[Key, Value]):
-    """``one`` reads one key; ``many`` several: it may leave some out, or raise an ``ArchiverError``, and ``one`` then says why.
+    """``one`` reads one key; ``many`` several: it may leave some out, or raise, and ``one`` then says why.
 
     ``most`` is how many keys one request may carry. Safe for concurrent calls, within one event loop.
     """
@@ -74,12 +73,10 @@ class Together(Generic[Key, Value]):
 
     async def _serve(self, asked: dict[Key, asyncio.Future[Value]]) -> None:
         if len(asked) > 1:
-            try:
-                found = await self._many(list(asked))
-            except ArchiverError:
-                found = {}  # whose fault it was, and in what words, each is told by its own reading
-            for key, value in found.items():
-                asked.pop(key).set_result(value)
+            # Whose fault it was, and in what words, each is told by its own reading.
+            with contextlib.suppress(Exception):
+                for key, value in (await self._many(list(asked))).items():
+                    asked.pop(key).set_result(value)
         await asyncio.gather(*(self._alone(key, future) for key, future in asked.items()))
 
     async def _alone(self, key: Key, future: asyncio.Future[Value]) -> None:

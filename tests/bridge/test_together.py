@@ -36,7 +36,7 @@ class Source:
     async def many(self, keys: list[str]) -> dict[str, int]:
         n = await self._answer(keys)
         if self.broken:
-            raise CatalogueFault("ill")
+            raise RuntimeError("ill")
         return {key: n for key in keys if key not in self.lacks}
 
     async def _answer(self, keys: list[str]) -> int:
@@ -83,6 +83,18 @@ async def test_who_asks_while_a_request_is_under_way_gets_nothing_that_was_read_
     source.open.set()
     assert await first == 1
     assert await asyncio.gather(*later) == [2, 2]
+
+
+async def test_who_asks_just_after_a_request_began_shares_the_next_with_those_who_come_meanwhile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("bridge.together.SPACING_SECONDS", 2)
+    source = Source()
+    together = source.shared()
+    await together.read("a")
+    later = asyncio.create_task(together.read("b"))
+    await asyncio.sleep(0.02)
+    assert await asyncio.gather(later, together.read("c")) == [2, 2]
 
 
 async def test_a_request_that_hangs_holds_up_nobody_else() -> None:
