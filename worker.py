@@ -36,7 +36,7 @@ from workflows.dataset import ArchiveDataset
 from workflows.job import ArchiveJob
 from workflows.retrieve_dataset import RetrieveDatablock, RetrieveDataset
 from workflows.retrieve_job import RetrieveJob
-from workflows.sweep import Sweep, SweepDataset, SweepLeftovers
+from workflows.sweep import ExpireRetrieved, Sweep, SweepDataset, SweepLeftovers
 
 _M_ARENA_MAX = -8
 """malloc.h of glibc."""
@@ -45,7 +45,7 @@ HEARTBEAT_THROTTLE = timedelta(seconds=2)
 
 WORKFLOWS = [ArchiveJob, ArchiveDataset, ArchiveDatablock]
 RETRIEVALS = [RetrieveJob, RetrieveDataset, RetrieveDatablock]
-SWEEPS = [Sweep, SweepLeftovers, SweepDataset]
+SWEEPS = [Sweep, SweepLeftovers, SweepDataset, ExpireRetrieved]
 SANDBOX = SandboxedWorkflowRunner(
     restrictions=SandboxRestrictions.default.with_passthrough_modules(
         # Without state; imported anew they took half of the time that a workflow needs to begin.

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
 
 from temporalio import activity
+from temporalio.client import Client
 from temporalio.exceptions import ApplicationError
 
 from activities.catalogue import FINISHED_WELL, until_told, verdict
-from activities.running import beating, in_thread, told_async
+from activities.connection import answering
+from activities.running import Beat, beating, in_thread, told_async
 from archiver import model as m
 from archiver.catalogue import payloads
 from archiver.catalogue.admission import is_foreign
@@ -30,6 +35,7 @@ from archiver.retrieval.result import links, places
 from archiver.settings import Settings
 from archiver.storage.objects import Bucket
 from archiver.storage.retrieval_bucket import RetrievalBucket
+from workflows.visible import PID
 
 FIRST = 10
 """Unknown names that a message tells."""
@@ -53,6 +59,7 @@ class RetrieveCatalogue:
             self.begin_retrieve_dataset,
             self.finish_retrieve_dataset,
             self.fail_retrieve_dataset,
+            self.expire_retrieved,
         ]
 
     # --- jobs -----------------------------------------------------------------------------------------------------
@@ -126,6 +133,9 @@ class RetrieveCatalogue:
         admitted = await self._admitted(request.job_id, request.pids)
         bad = {one.pid for one in request.outcomes if one.outcome not in m.GOOD}
         wanted = [one for one in _wanted(admitted) if one.pid not in bad]
+        for one in wanted:
+            # What is linked to from now on is not to end before its links do.
+            await in_thread(target.renew, one.pid, one.selection)
         return await in_thread(
             links,
             [(one.pid, partial(self._delivered, one)) for one in wanted],
@@ -251,6 +261,22 @@ class RetrieveCatalogue:
             await in_thread(self._clean, self._keys(request))
         return m.Done(what="not retrieved")
 
+    # --- the end of retrieved data -----------------------------------------------------------------------------------
+
+    @activity.defn(name="expire-retrieved")
+    @told_async
+    async def expire_retrieved(self, request: m.SweepRequest) -> w.ExpireResult:
+        """Remove from the retrieval bucket what is past its days and no retrieval has in work. Repeating it is harmless."""
+        client, loop = activity.client(), asyncio.get_running_loop()
+
+        def in_work(pid: str) -> bool:
+            # Asked anew each time, from the thread that removes.
+            return pid in asyncio.run_coroutine_threadsafe(retrieved_now(client), loop).result()
+
+        async with beating("looking at retrieved data"):
+            done = await in_thread(self._target.expire, time.time(), in_work, Beat(loop=loop))
+        return w.ExpireResult(**asdict(done))
+
     def _clean(self, keys: RetrievalKeys) -> None:
         self._staging.delete(entry.key for entry in self._staging.list(keys.work))
 
@@ -259,6 +285,14 @@ class RetrieveCatalogue:
 
     def _keys(self, request: w.Selection) -> RetrievalKeys:
         return RetrievalKeys(self._settings.staging.prefix, request.pid, request.selection)
+
+
+async def retrieved_now(client: Client) -> set[str]:
+    """Pids of which a retrieval runs."""
+    query = "WorkflowType IN ('RetrieveDataset', 'RetrieveDatablock') AND ExecutionStatus = 'Running'"
+    with answering():
+        listed = [one.typed_search_attributes.get(PID) async for one in client.list_workflows(query)]
+    return {pid for pid in listed if pid}
 
 
 def _wanted(admitted: RetrieveAdmission) -> list[w.Wanted]:

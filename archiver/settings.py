@@ -412,6 +412,8 @@ class SweepSettings(Section):
     """A job is taken for lost when its workflow has been gone for so long."""
     leftovers_every_seconds: float = Field(3600, ge=0)
     """How often leftovers of terminated runs are looked for; 0: never."""
+    retrieved_every_seconds: float = Field(3600, ge=0)
+    """How often retrieved data that nobody wants any more (``retrieval.expire_days``) is removed; 0: never."""
     leftovers_after_hours: float = Field(24, ge=0)
     """What is younger is left alone, whatever it is."""
 

@@ -25,7 +25,12 @@ from archiver.settings import SweepSettings
 from workflows import steps
 from workflows.visible import OPERATION
 
-JOBS, LEFTOVERS = "archiver-sweep", "archiver-sweep-leftovers"
+JOBS, LEFTOVERS, RETRIEVED = "archiver-sweep", "archiver-sweep-leftovers", "archiver-expire-retrieved"
+SUMMARIES = {
+    JOBS: "what SciCat has and nobody started",
+    LEFTOVERS: "what terminated runs left",
+    RETRIEVED: "retrieved data that nobody wants any more",
+}
 CATCH_UP = timedelta(minutes=1)
 """Sweeps that a Temporal that was down missed are not made up for: the next one finds it all."""
 
@@ -37,7 +42,11 @@ Step = tuple[str, bool]
 
 def wanted(settings: SweepSettings) -> dict[str, Schedule | None]:
     """Each schedule by its id; None: there is to be none."""
-    periods = {JOBS: ("Sweep", settings.every_seconds), LEFTOVERS: ("SweepLeftovers", settings.leftovers_every_seconds)}
+    periods = {
+        JOBS: ("Sweep", settings.every_seconds),
+        LEFTOVERS: ("SweepLeftovers", settings.leftovers_every_seconds),
+        RETRIEVED: ("ExpireRetrieved", settings.retrieved_every_seconds),
+    }
     return {name: _schedule(name, kind, seconds) if seconds else None for name, (kind, seconds) in periods.items()}
 
 
@@ -49,7 +58,7 @@ def _schedule(name: str, workflow: str, seconds: float) -> Schedule:
             id=name,
             task_queue=steps.WORKFLOWS,
             typed_search_attributes=TypedSearchAttributes([SearchAttributePair(OPERATION, "sweep")]),
-            static_summary="what SciCat has and nobody started" if name == JOBS else "what terminated runs left",
+            static_summary=SUMMARIES[name],
         ),
         spec=ScheduleSpec(intervals=[ScheduleIntervalSpec(every=timedelta(seconds=seconds))]),
         policy=SchedulePolicy(overlap=ScheduleOverlapPolicy.SKIP, catchup_window=CATCH_UP),

@@ -146,9 +146,10 @@ FIND_STARTED = Step[m.SweepRequest, m.FoundLeftovers]("find-started", CATALOGUE,
 LOOK_AT_DATASET = Step[m.PidRequest, m.LookResult]("look-at-dataset", CATALOGUE, m.LookResult, CALL)
 FIND_STAGED = Step[m.SweepRequest, m.FoundLeftovers]("find-staged", PACK_QUEUE, m.FoundLeftovers, 12 * HOUR)
 FIND_ON_LTS = Step[m.SweepRequest, m.FoundLeftovers]("find-on-lts", LTS_BAG, m.FoundLeftovers, 12 * HOUR)
+EXPIRE = Step[m.SweepRequest, w.ExpireResult]("expire-retrieved", CATALOGUE, w.ExpireResult, 12 * HOUR)
 # fmt: on
 
-SWEEPS: tuple[Step, ...] = (SWEEP_JOBS, FIND_STARTED, LOOK_AT_DATASET, FIND_STAGED, FIND_ON_LTS)  # type: ignore[type-arg]
+SWEEPS: tuple[Step, ...] = (SWEEP_JOBS, FIND_STARTED, LOOK_AT_DATASET, FIND_STAGED, FIND_ON_LTS, EXPIRE)  # type: ignore[type-arg]
 """Steps of the sweeps only."""
 ALL: tuple[Step, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Step))  # type: ignore[type-arg]
 """Every step, for the worker's and the tests' check that each has exactly one activity."""

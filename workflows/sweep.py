@@ -12,6 +12,7 @@ from temporalio.workflow import ParentClosePolicy
 with workflow.unsafe.imports_passed_through():
     from archiver import model as m
     from archiver.pids import workflow_id
+    from archiver.retrieval import wire as w
 
 from workflows import steps
 from workflows.tasks import windowed
@@ -41,6 +42,18 @@ class Sweep:
             details("jobs swept", [*said.items(), *((line, "") for line in done.lines)])
             if not done.more:
                 break
+        return done
+
+
+@workflow.defn(name="ExpireRetrieved")
+class ExpireRetrieved:
+    """Removes retrieved data from the retrieval bucket once nobody wants it any more. Not every S3 has lifecycle rules."""
+
+    @workflow.run
+    async def run(self, request: m.SweepRequest) -> w.ExpireResult:
+        """Fails where the bucket cannot be looked at; the next one comes by itself."""
+        done = await steps.EXPIRE.run(request, policy=POLICY, summary="remove retrieved data past its days")
+        details("retrieved data expired", done.model_dump().items())
         return done
 
 

@@ -131,6 +131,20 @@ class RetrieveDatablockResult(m.Wire):
     size_bytes: int
 
 
+class ExpireResult(m.Wire):
+    """What the end of retrieved data removed: datasets, their objects and bytes, open uploads of dead processes.
+
+    ``kept``: datasets that are still wanted; ``unreadable``: those whose mark cannot be read, which are left alone.
+    """
+
+    datasets: int = 0
+    objects: int = 0
+    size_bytes: int = 0
+    kept: int = 0
+    unreadable: int = 0
+    uploads: int = 0
+
+
 class FinishRetrieveRequest(Selection):
     """Tell SciCat that the dataset was retrieved, from these datablocks."""
 

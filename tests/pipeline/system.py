@@ -142,7 +142,7 @@ class System:
             "lts": {"root": str(self.lts), "identity": "test", "reserve": "1MiB", "space_poll_seconds": 0.5},
             "slots": {"pack": 2},
             # A test that is about sweeps asks for them: none may take up what another test holds back.
-            "sweep": {"every_seconds": 0, "leftovers_every_seconds": 0},
+            "sweep": {"every_seconds": 0, "leftovers_every_seconds": 0, "retrieved_every_seconds": 0},
             "worker": {"graceful_shutdown_seconds": 5.0, "heartbeat_timeout_seconds": 5.0},
         }
         for more in (self._overrides, overrides or {}):

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from archiver import model as m
+from archiver.retrieval import wire as w
 from archiver.settings import S3Settings
 from cli import jobs
 from tests.pipeline.moments import noise
 from tests.pipeline.retrieving import fetched, retrieve
 from tests.pipeline.system import System
+from workflows import steps
 
 FILES = {
     "a.txt": b"text",
@@ -149,3 +153,23 @@ async def test_the_download_script_brings_everything(served: System, tmp_path: P
         if path.is_file()
     }
     assert got == FILES
+
+
+async def test_retrieved_data_is_removed_after_its_days_and_what_is_wanted_stays(served: System) -> None:
+    bucket = served.settings.retrieval.bucket
+    old, new = await served.dataset(FILES), await served.dataset(FILES)
+    await served.archive(old, new)
+    await retrieve(served, old)
+    job, _ = await retrieve(served, new)
+    listed = served.boto.list_objects_v2(Bucket=bucket, Prefix=".archiver/")["Contents"]
+    for key in (entry["Key"] for entry in listed):
+        mark = json.loads(served.boto.get_object(Bucket=bucket, Key=key)["Body"].read())
+        if mark["pid"] == old:
+            assert mark["until"] > time.time() + served.settings.retrieval.url_life_seconds
+            served.boto.put_object(Bucket=bucket, Key=key, Body=json.dumps({**mark, "until": time.time() - 1}).encode())
+    done = await served.client.execute_workflow(
+        "ExpireRetrieved", m.SweepRequest(), id="expire", task_queue=steps.WORKFLOWS, result_type=w.ExpireResult
+    )
+    assert done.datasets == 1
+    assert "Contents" not in served.boto.list_objects_v2(Bucket=bucket, Prefix=f"{old}/")
+    assert await fetched(served, job) == FILES

@@ -12,7 +12,7 @@ from temporalio.service import RPCError
 
 from archiver.settings import S3Settings
 from cli import servers
-from cli.schedules import JOBS, LEFTOVERS
+from cli.schedules import JOBS, LEFTOVERS, RETRIEVED
 from cli.setup import set_up
 from tests.conftest import until_answers
 from tests.operators.inside import inside
@@ -23,13 +23,13 @@ from tests.pipeline.system import System
 from tests.sweep.sweeping import runs
 from tests.sweep.test_leftovers import SMALL, leave
 
-ON = {"sweep": {"every_seconds": 60, "leftovers_every_seconds": 3600}}
+ON = {"sweep": {"every_seconds": 60, "leftovers_every_seconds": 3600, "retrieved_every_seconds": 1800}}
 
 
 async def schedules(client: Client) -> dict[str, Any]:
     """Period and policy of each schedule there is."""
     found = {}
-    for name in (JOBS, LEFTOVERS):
+    for name in (JOBS, LEFTOVERS, RETRIEVED):
         try:
             schedule = (await client.get_schedule_handle(name).describe()).schedule
         except RPCError:
@@ -48,7 +48,11 @@ async def test_setup_makes_the_schedules_once_and_leaves_one_that_somebody_pause
 ) -> None:
     system = await make_system(ON)
     skip = ScheduleOverlapPolicy.SKIP
-    usual = {JOBS: (timedelta(minutes=1), skip, False), LEFTOVERS: (timedelta(hours=1), skip, False)}
+    usual = {
+        JOBS: (timedelta(minutes=1), skip, False),
+        LEFTOVERS: (timedelta(hours=1), skip, False),
+        RETRIEVED: (timedelta(minutes=30), skip, False),
+    }
     assert await schedules(system.client) == usual
     assert await made(system) == 0
     await system.client.get_schedule_handle(JOBS).pause(note="beam time")
@@ -60,11 +64,15 @@ async def test_setup_changes_a_period_and_removes_a_schedule_that_is_not_wanted(
     system = await make_system(ON)
     await system.client.get_schedule_handle(JOBS).pause(note="beam time")
     system.settings = system.settings.model_copy(
-        update={"sweep": system.settings.sweep.model_copy(update={"every_seconds": 5, "leftovers_every_seconds": 0})}
+        update={
+            "sweep": system.settings.sweep.model_copy(
+                update={"every_seconds": 5, "leftovers_every_seconds": 0, "retrieved_every_seconds": 0}
+            )
+        }
     )
-    assert await set_up(system.settings, dry_run=True, say=lambda _: None) == 2
-    assert (await schedules(system.client)).keys() == {JOBS, LEFTOVERS}
-    assert await made(system) == 2
+    assert await set_up(system.settings, dry_run=True, say=lambda _: None) == 3
+    assert (await schedules(system.client)).keys() == {JOBS, LEFTOVERS, RETRIEVED}
+    assert await made(system) == 3
     assert await schedules(system.client) == {JOBS: (timedelta(seconds=5), ScheduleOverlapPolicy.SKIP, True)}
     assert await made(system) == 0
 
