@@ -87,6 +87,12 @@ async def bare(system: System) -> Path:
             "ArchiveJob", m.ArchiveJobRequest(job_id=job), id=f"archive-job/{job}", task_queue="archiver"
         )
     await client.get_workflow_handle(f"archive-job/{ENDED}").terminate()
+
+    async def listed() -> bool:
+        counts = [await client.count_workflows(query) for query in ("", "ExecutionStatus = 'Running'")]
+        return [one.count for one in counts] == [2, 1]
+
+    await until(listed, "the list is not behind")
     return config
 
 

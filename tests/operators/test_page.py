@@ -18,7 +18,7 @@ from archiver.catalogue.standin.app import Fault
 from cli.programs import ROOT, obtain
 from cli.servers import clean_environment
 from tests.operators.test_status import FILES, SMALL, waiting_for_space
-from tests.pipeline.moments import dataset_workflow, full_lts
+from tests.pipeline.moments import dataset_workflow, full_lts, until
 from tests.pipeline.system import System
 
 PAGE = (ROOT / "docs" / "operators.md").read_text("utf-8")
@@ -100,9 +100,12 @@ async def test_after_a_dataset_failed(served: System, shell: Shell) -> None:
     answer = await shell.ask("5.", PID=bad)
     assert "MissingFiles" in answer
     assert "gone.txt" in answer
-    listed = await shell.ask("7.")
-    assert bad in listed
-    assert good not in listed
+
+    async def listed() -> str:
+        text = await shell.ask("7.")
+        return text if bad in text else ""
+
+    assert good not in await until(listed, "the failed one is listed")
     (run,) = json.loads(await shell.ask("10.", PID=bad))
     assert json.loads(b64decode(run["searchAttributes"]["indexedFields"]["ScicatJobId"]["data"])) == job
 
