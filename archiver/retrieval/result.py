@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -42,7 +43,7 @@ def links(
     """``result`` and ``downloadScript`` of the job's result object (contract 2.5).
 
     More than ``max_listed`` files, and only those, are written to the bucket: a list (JSON lines, each with the file's SHA-256)
-    and the script, by ``put`` below the key ``at``, which nobody else writes below; then ``result`` is one link to the list, and
+    and the script, by ``put`` below the key ``at`` (another name at each try); then ``result`` is one link to the list, and
     ``downloadScript`` brings the script and runs it. ``run`` is the same on every try: see ``payloads.job_says``.
     """
     until = ((now or datetime.now(UTC)) + timedelta(seconds=life_seconds)).astimezone(UTC)
@@ -60,6 +61,8 @@ def links(
         script = "".join(download_script(by_pid.items(), valid_until=valid_until))
         if len(json.dumps([entries, script])) <= MAX_SHOWN_BYTES:
             return {"result": entries, "downloadScript": script, **told}
+    # Of a name of its own at each try: what an earlier one told of may be what SciCat has, and its digest with it.
+    at += f"{secrets.token_hex(8)}/"
     listed, long = _Told(partial(_lines, datasets, presign)), _Told(partial(_script, datasets, presign, valid_until))
     put(at + LIST, listed)
     put(at + SCRIPT, long)

@@ -57,6 +57,11 @@ class Store:
         given: dict[str, Any] = {"at": "told/", "life_seconds": 7 * DAY, "max_listed": 5, "run": "r", "now": NOW, **how}
         return links(read, presign=self.presign, put=self.put, **given)
 
+    def told(self, name: str) -> str:
+        """The URL of what is told beside the data."""
+        (key,) = (key for key in self.keys if key.startswith("told/") and key.endswith(f"/{name}"))
+        return self.keys[key]
+
     def data(self, url: str) -> bytes:
         return self.server.files[re.sub(r"^http://[^/]*|\?.*", "", url)]
 
@@ -105,7 +110,7 @@ def test_more_files_than_are_to_be_shown_stand_in_a_list_and_a_script_of_their_o
     given = store.links((PID, items))
     if count == 5:
         assert len(given["result"]) == 5
-        assert "told/files.jsonl" not in store.keys
+        assert not [key for key in store.keys if key.startswith("told/")]
         return
     (entry,) = given["result"]
     assert entry == {
@@ -113,7 +118,7 @@ def test_more_files_than_are_to_be_shown_stand_in_a_list_and_a_script_of_their_o
         "name": "files.jsonl",
         "size": len(store.data(entry["url"])),
         "archiveId": "",
-        "url": store.keys["told/files.jsonl"],
+        "url": store.told("files.jsonl"),
     }
     listed = [json.loads(line) for line in store.data(entry["url"]).splitlines()]
     assert [(one["name"], one["sha256"], one["url"]) for one in listed] == [
@@ -126,7 +131,7 @@ def test_more_files_than_are_to_be_shown_stand_in_a_list_and_a_script_of_their_o
         assert code == 0, said
         assert folder.files() == {item.name: b"%d" % n for n, item in enumerate(items)}
     else:
-        assert store.data(store.keys["told/download.sh"]).count(b"\nget ") == count
+        assert store.data(store.told("download.sh")).count(b"\nget ") == count
 
 
 def test_few_files_of_very_long_names_stand_in_a_list_too(store: Store) -> None:
@@ -154,19 +159,31 @@ def test_p6_the_same_files_given_twice_are_the_same_result(store: Store) -> None
     assert store.links((PID, items)) == store.links((PID, items))
 
 
+def test_p6_the_script_of_an_earlier_try_still_does_what_scicat_was_told(store: Store, tmp_path: Path) -> None:
+    items = [store.deliver(PID, f"{n}", b"%d" % n) for n in range(9)]
+    first = store.links((PID, items))
+    sign = store.presign
+    store.presign = lambda key: f"{sign(key)}&another=time"  # type: ignore[method-assign]
+    assert store.links((PID, items))["downloadScript"] != first["downloadScript"]
+    folder = Folder(tmp_path)
+    code, said = folder.run(first["downloadScript"])
+    assert code == 0, said
+    assert len(folder.files()) == 9
+
+
 def test_p10_a_long_list_is_written_piece_by_piece(store: Store) -> None:
     item = store.deliver(PID, "x", b"x")
     sizes: dict[str, list[int]] = {}
 
     def put(key: str, chunks: Iterable[bytes]) -> None:
-        sizes[key] = [len(chunk) for chunk in chunks]
+        sizes[key.rpartition("/")[2]] = [len(chunk) for chunk in chunks]
         store.put(key, [b""])
 
     def read() -> Iterator[Delivered]:
         return (item for _ in range(20_000))
 
     links([(PID, read)], presign=store.presign, put=put, at="t/", life_seconds=DAY, max_listed=9, run="r", now=NOW)
-    for key in ("t/files.jsonl", "t/download.sh"):
+    for key in ("files.jsonl", "download.sh"):
         assert len(sizes[key]) > 5
         assert max(sizes[key]) < 300_000
 
