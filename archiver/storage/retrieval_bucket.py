@@ -23,7 +23,7 @@ import obstore
 from botocore.exceptions import ClientError
 from obstore.store import S3Store
 
-from archiver.datablock.files import path_key
+from archiver.datablock.files import check_path, path_key
 from archiver.datablock.manifest import ManifestFile
 from archiver.errors import SystemFault, TargetFault, TargetFull
 from archiver.pids import pid_path
@@ -317,6 +317,7 @@ class BucketSink:
 
     def begin(self, file: ManifestFile) -> bool:
         """As ``FileSink``."""
+        check_path(file.path)
         key = self._target.key(self._pid, file.path)
         if self._window.size(key) == file.size and self._bucket.proof(key) == (file.size, file.sha256):
             self.skipped += 1

@@ -16,7 +16,7 @@ from urllib.parse import parse_qs, urlsplit
 import httpx
 import pytest
 
-from archiver.errors import IntegrityMismatch, Stopped, TargetFault, TargetFull
+from archiver.errors import HostilePath, IntegrityMismatch, Stopped, TargetFault, TargetFull
 from archiver.progress import Silent
 from archiver.settings import RetrievalSettings, S3Settings
 from archiver.storage import retrieval_bucket
@@ -298,6 +298,24 @@ def test_p10_thousands_of_small_files_take_no_memory_that_grows(target: Retrieva
     assert (files, skipped) == (5000, 0)
     assert grown_mib < 40, "100 MB went through"
     assert sum(1 for _ in target.bucket.list(target.dataset(PID))) == 5500
+
+
+def test_a_file_that_is_not_there_costs_no_question_of_its_own(
+    target: RetrievalBucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def asked(key: str) -> None:
+        raise AssertionError(f"{key} was asked for")
+
+    monkeypatch.setattr(target.bucket, "head", asked)
+    monkeypatch.setattr(target.bucket, "proof", asked)
+    assert deliver(target, [(f"{n % 3}/{n}", b"small") for n in range(50)]) == (50, 0)
+
+
+@pytest.mark.parametrize("path", ["../other/f", "/f", "a//f", "./f", "", "a\0b"], ids=ascii)
+def test_a_manifests_path_that_climbs_writes_nothing(target: RetrievalBucket, path: str) -> None:
+    with pytest.raises(HostilePath):
+        deliver(target, [(path, b"data")])
+    assert lying(target) == {}
 
 
 @pytest.mark.parametrize("page", [3, 1000])
