@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import gzip
+import json
 import random
+from collections.abc import Iterator
 from itertools import accumulate, pairwise
+from typing import Any
 
 import pytest
 
@@ -94,6 +100,32 @@ def _says_the_same(manifest: bytes, original: bytes) -> bool:
         return same_lines(manifest, original)
     except Exception:
         return False
+
+
+def test_p2_no_manifest_makes_extraction_stumble_or_deliver_wrong_bytes() -> None:
+    """Fuzz: any JSON in any line is a refused manifest, or one that says as much as before of what is delivered."""
+    files = {f"{k}": bytes([k]) * 9_000 * k for k in range(9)}
+    data, making = packed(files)
+    original = [json.loads(line) for line in gzip.decompress(making.manifest).splitlines()]
+    rng = random.Random(SEED)
+    values: list[Any] = [None, -1, 0, 1, 512, 2**31, 2**62, 2**64, 2**70, 1.5, "x", "../x", [], {}, [1], True, "\ud800"]
+    for _ in range(500):
+        lines = copy.deepcopy(original)
+        for _ in range(rng.randrange(1, 3)):
+            line = rng.choice(lines)
+            line[rng.choice(list(line))] = rng.choice(values)
+        told = gzip.compress("".join(json.dumps(line) + "\n" for line in lines).encode())
+        for delivered in _both_ways(data, told, {"0", "4", "7"}):
+            assert all(files[path] == content for path, content in delivered.items()), lines
+
+
+def _both_ways(data: bytes, manifest: bytes, wanted: set[str]) -> Iterator[dict[str, bytes]]:
+    for mode in (lambda sink: take_all(data, manifest, sink), lambda sink: take(data, manifest, wanted, sink)):
+        sink = Sink()
+        with contextlib.suppress(errors.IntegrityMismatch):
+            mode(sink)
+        assert not sink.left_open
+        yield sink.committed
 
 
 def test_p2_every_bit_of_the_manifest_is_found_or_says_nothing() -> None:
