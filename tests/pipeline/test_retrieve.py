@@ -8,14 +8,17 @@ import subprocess
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from temporalio.client import WorkflowFailureError, WorkflowHandle
 
 from archiver import model as m
 from archiver.retrieval import wire as w
 from archiver.settings import S3Settings
 from cli import jobs
-from tests.pipeline.moments import noise
+from tests.pipeline.conftest import MakeSystem
+from tests.pipeline.moments import noise, until
 from tests.pipeline.retrieving import fetched, retrieve
 from tests.pipeline.system import System
 from workflows import steps
@@ -173,3 +176,69 @@ async def test_retrieved_data_is_removed_after_its_days_and_what_is_wanted_stays
     assert done.datasets == 1
     assert "Contents" not in served.boto.list_objects_v2(Bucket=bucket, Prefix=f"{old}/")
     assert await fetched(served, job) == FILES
+
+
+BIG = {"big.bin": noise(96 * 2**20, 3)}
+
+
+def uploads(system: System) -> list[str]:
+    """Ids of the open multipart uploads of the retrieval bucket."""
+    answer = system.boto.list_multipart_uploads(Bucket=system.settings.retrieval.bucket)
+    return [upload["UploadId"] for upload in answer.get("Uploads", [])]
+
+
+def there(system: System, pid: str) -> list[str]:
+    """Names of the dataset's files in the retrieval bucket."""
+    answer = system.boto.list_objects_v2(Bucket=system.settings.retrieval.bucket, Prefix=f"{pid}/")
+    keys = [entry["Key"].removeprefix(f"{pid}/") for entry in answer.get("Contents", [])]
+    return [key for key in keys if not key.startswith(".scicat-archiver/")]
+
+
+async def begun(system: System, pid: str) -> tuple[str, WorkflowHandle[Any, m.ArchiveJobResult]]:
+    """A retrieve job whose large file is being delivered."""
+    job = await system.job(type="retrieve", jobParams={"datasetList": [{"pid": pid, "files": []}]})
+    handle = await jobs.start(system.client, job, None, retrieve=True)
+    await until(lambda: uploads(system))
+    return job, handle
+
+
+async def test_p5_a_killed_reader_leaves_nothing_half_and_the_job_ends_right_by_itself(make_system: MakeSystem) -> None:
+    system = await make_system()
+    async with system.workers("workflows,catalogue,pack"):
+        reader = system.worker("lts")
+        pid = await system.dataset(BIG)
+        await system.archive(pid)
+        job, handle = await begun(system, pid)
+        reader.kill()
+        assert uploads(system), "it was killed in the middle"
+        assert there(system, pid) == []
+        system.worker("lts")
+        assert (await handle.result()).counts == m.Counts(retrieved=1)
+    assert await fetched(system, job) == BIG
+
+
+@pytest.mark.parametrize("way", ["signal", "temporal"])
+async def test_a_stop_in_the_midst_of_reading_leaves_nothing_and_is_told(served: System, way: str) -> None:
+    pid = await served.dataset(BIG)
+    await served.archive(pid)
+    before = await served.lifecycle(pid)
+    job, handle = await begun(served, pid)
+    if way == "signal":
+        await handle.signal("cancel", m.StopRequest(reason="wrong beam line", who="anna"))
+        assert (await handle.result()).counts == m.Counts(cancelled=1)
+    else:
+        await handle.cancel()
+        with pytest.raises(WorkflowFailureError):
+            await handle.result()
+    assert uploads(served) == []
+    for name in there(served, pid):
+        # Nothing half: what came whole before the stop was heard stays until it expires, and nobody is given a link to it.
+        key = f"{pid}/{name}"
+        assert served.boto.get_object(Bucket=served.settings.retrieval.bucket, Key=key)["Body"].read() == BIG[name]
+    told = await served.job_record(job)
+    assert told["statusCode"] == "finishedUnsuccessful"
+    assert told["statusMessage"].startswith("Stopped by ")
+    assert "result" not in told["jobResultObject"]
+    after = await served.lifecycle(pid)
+    assert after["retrieveStatusMessage"] == "datasetRetrievalFailed"
+    assert (after["archiveStatusMessage"], after["retrievable"]) == (before["archiveStatusMessage"], True)
