@@ -171,7 +171,7 @@ class ManifestReader:
         try:
             line = next(self._lines, None)
             fields = json.loads(line) if line is not None else None
-        except (OwnFault, ValueError) as error:
+        except (OwnFault, ValueError, RecursionError) as error:
             raise _damaged("readable gzip JSON lines", str(error)[:200]) from None
         if not isinstance(fields, dict):
             raise _damaged(

@@ -207,6 +207,13 @@ def test_a_manifest_at_odds_with_the_tar_is_refused(second: dict[str, Any], foot
     refused(data, told)
 
 
+def test_a_manifest_that_nests_without_end_is_refused() -> None:
+    data, manifest = forge(HONEST, [("a", len(BODY), 0, BODY), ("b", len(BODY), SECOND, BODY)])
+    first = zlib.decompress(manifest, 31).split(b"\n")[0]
+    _, sink = refused(data, zlib_gzip(first + b"\n" + b"[" * 200_000 + b"\n"))
+    assert not sink.begun
+
+
 def zlib_gzip(plain: bytes) -> bytes:
     packer = zlib.compressobj(6, zlib.DEFLATED, 31)
     return packer.compress(plain) + packer.flush()
