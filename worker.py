@@ -37,6 +37,7 @@ from workflows.job import ArchiveJob
 from workflows.retrieve_dataset import RetrieveDatablock, RetrieveDataset
 from workflows.retrieve_job import RetrieveJob
 from workflows.sweep import ExpireRetrieved, Sweep, SweepDataset, SweepLeftovers
+from workflows.verify import VerifyDataset
 
 _M_ARENA_MAX = -8
 """malloc.h of glibc."""
@@ -44,7 +45,7 @@ HEARTBEAT_THROTTLE = timedelta(seconds=2)
 """A cancel reaches an activity with its next heartbeat; transfers must stop within 5 s."""
 
 WORKFLOWS = [ArchiveJob, ArchiveDataset, ArchiveDatablock]
-RETRIEVALS = [RetrieveJob, RetrieveDataset, RetrieveDatablock]
+RETRIEVALS = [RetrieveJob, RetrieveDataset, RetrieveDatablock, VerifyDataset]
 SWEEPS = [Sweep, SweepLeftovers, SweepDataset, ExpireRetrieved]
 SANDBOX = SandboxedWorkflowRunner(
     restrictions=SandboxRestrictions.default.with_passthrough_modules(

@@ -110,7 +110,7 @@ class LtsActivities:
                 datablock=request.n,
                 retryable=False,
             )
-        with self._verifier() as verifier:
+        with self.borrowed_verifier() as verifier:
             result = verifier.verify(
                 self._lts.path_of(path, name),
                 manifest,
@@ -241,7 +241,8 @@ class LtsActivities:
         return m.Done(what=f"datablock {request.n} set aside")
 
     @contextmanager
-    def _verifier(self) -> Iterator[VerifierProcess]:
+    def borrowed_verifier(self) -> Iterator[VerifierProcess]:
+        """A verifier process, for as long as the context lasts."""
         verifier = self._verifiers.get()
         try:
             yield verifier

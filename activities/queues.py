@@ -101,10 +101,10 @@ class Service:
                         stack.enter_context(ExclusiveLock(lock_dir / f"{queue}.lock"))
                 on_lts = LtsActivities(settings, staging, lts)
                 stack.callback(on_lts.close)
+                on_read = RetrieveLts(settings, staging, lts, on_lts.borrowed_verifier)
                 self._serve("lts-space", slots.lts_space, [on_lts.wait_for_lts_space])
                 self._serve("lts-copy", slots.lts_copy, [on_lts.copy_to_lts])
-                self._serve("lts-verify", slots.lts_verify, [on_lts.verify_in_lts])
-                on_read = RetrieveLts(settings, staging, lts)
+                self._serve("lts-verify", slots.lts_verify, [on_lts.verify_in_lts, on_read.check_datablock])
                 self._serve("lts-read", slots.lts_read, [on_read.retrieve_datablock])
                 bag: list[Callable[..., Any]] = [
                     on_lts.survey_lts,
@@ -114,6 +114,7 @@ class Service:
                     on_lts.condemn_datablock,
                     LtsSweep(settings, lts).find_on_lts,
                     on_read.plan_retrieve,
+                    on_read.find_held,
                 ]
                 self._serve("lts-bag", slots.lts_bag, bag)
             if queues & {"catalogue", "delete"}:

@@ -7,6 +7,7 @@ import gzip
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 
 from temporalio import activity
 
@@ -14,8 +15,11 @@ from activities.lts import attempt_name
 from activities.running import Beat, told
 from archiver.datablock.extract import Extracted, extract, extract_files, pass_through, select
 from archiver.datablock.manifest import ManifestFile, ManifestReader
+from archiver.datablock.verifier import VerifierProcess
 from archiver.errors import IntegrityMismatch, LtsFault, OwnFault, TargetFault
+from archiver.log import scrub
 from archiver.patience import patiently
+from archiver.pids import pid_path
 from archiver.retrieval import wire as w
 from archiver.retrieval.delivered import Delivered, to_bytes
 from archiver.retrieval.keys import RetrievalKeys
@@ -31,6 +35,8 @@ from archiver.storage.targets import Target, stream, whole
 
 logger = logging.getLogger("archiver.activities")
 
+BorrowVerifier = Callable[[], AbstractContextManager[VerifierProcess]]
+"""A verifier process, for as long as the context lasts."""
 FIRST = 10
 """Names that a message tells."""
 
@@ -38,10 +44,11 @@ FIRST = 10
 class RetrieveLts:
     """Reads the LTS for requesters. Every method may be repeated (P6)."""
 
-    def __init__(self, settings: Settings, staging: Bucket, lts: Lts) -> None:
+    def __init__(self, settings: Settings, staging: Bucket, lts: Lts, verifier: BorrowVerifier) -> None:
         self._settings = settings
         self._staging = staging
         self._lts = lts
+        self._verifier = verifier
         self._bucket = RetrievalBucket(Bucket(settings.retrieval.bucket, settings.s3, TargetFault), settings.retrieval)
 
     @activity.defn(name="plan-retrieve", no_thread_cancel_exception=True)
@@ -143,6 +150,33 @@ class RetrieveLts:
         )
         selected = select(manifest, wanted)
         return w.RetrieveDatablockResult(n=request.n, files=selected.files, size_bytes=selected.size_bytes)
+
+    @activity.defn(name="find-held", no_thread_cancel_exception=True)
+    @told
+    def find_held(self, request: w.CheckDatasetRequest) -> w.HeldResult:
+        """The datablocks of the dataset's bag. Raises ``LtsFault`` without a bag, ``IntegrityMismatch`` for a damaged one."""
+        Beat()
+        blocks, path = lts_read.held(self._lts, request.pid).values(), pid_path(request.pid)
+        sizes = [self._lts.size_of(path, f"data/{datablock_name(one.n, one.format)}") or 0 for one in blocks]
+        return w.HeldResult(datablocks=sorted(one.n for one in blocks), packed_bytes=max(sizes, default=0))
+
+    @activity.defn(name="check-datablock", no_thread_cancel_exception=True)
+    @told
+    def check_datablock(self, request: w.CheckRequest) -> w.CheckResult:
+        """Read it again past the cache and compare with manifest and bag; a mismatch is a result, a read error is raised."""
+        try:
+            block = self._block(request.pid, request.n)
+            manifest = self._manifest(request.pid, block)
+            with self._verifier() as verifier:
+                path = self._lts.path_of(pid_path(request.pid), f"data/{datablock_name(block.n, block.format)}")
+                beat = Beat(self._lts.size_of(pid_path(request.pid), f"data/{path.name}") or 0)
+                found = verifier.verify(path, manifest, direct_io=self._settings.lts.direct_io, progress=beat)
+        except IntegrityMismatch as error:
+            error.datablock = request.n
+            return w.CheckResult(bad=scrub(error.one_line()))
+        return w.CheckResult(
+            files=found.files, size_bytes=found.size_bytes, packed_bytes=found.packed_bytes, level=found.level
+        )
 
     def _tell(
         self, target: RetrievalBucket, request: w.Selection, block: Held, files: Iterable[ManifestFile], *, unpack: bool

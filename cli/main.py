@@ -237,6 +237,21 @@ def retrieve(
 
 
 @app.command()
+def verify(pid: Annotated[str, typer.Argument(help="An archived dataset.", metavar="PID")]) -> None:
+    """Read a dataset on the LTS again and compare: 0 good, 8 bad, 1 could not be checked. Changes nothing."""
+    from activities.connection import connect
+    from cli import verify as check
+
+    async def run() -> int:
+        settings = options.settings()
+        done = await check.verify(await connect(settings), settings, pid)
+        options.out(check.lines(done), **done.model_dump())
+        return check.CODES[done.outcome]
+
+    raise typer.Exit(asyncio.run(run()))
+
+
+@app.command()
 def start(
     job: Annotated[str, typer.Argument(help="Id of a job that SciCat has.", metavar="JOB")],
     pids: Annotated[list[str] | None, typer.Argument(help="Only these datasets.", metavar="[PID...]")] = None,

@@ -140,6 +140,10 @@ FAIL_RETRIEVE = Step[w.FailRetrieveRequest, m.Done]("fail-retrieve-dataset", CAT
 PLAN_RETRIEVE = Step[w.Selection, w.PlanRetrieveResult]("plan-retrieve", LTS_BAG, w.PlanRetrieveResult, 6 * HOUR)
 RETRIEVE_DATABLOCK = Step[w.RetrieveDatablockRequest, w.RetrieveDatablockResult]("retrieve-datablock", LTS_READ, w.RetrieveDatablockResult, 24 * HOUR, 2)
 
+# --- verification of what is archived: nothing is changed ---------------------------------------------------------------
+FIND_HELD = Step[w.CheckDatasetRequest, w.HeldResult]("find-held", LTS_BAG, w.HeldResult, HOUR)
+CHECK = Step[w.CheckRequest, w.CheckResult]("check-datablock", LTS_VERIFY, w.CheckResult, 24 * HOUR, 5)
+
 # --- the sweeps (docs/sweep.md): they look; what is found is cleared by the steps above -----------------------------------
 SWEEP_JOBS = Step[m.SweepRequest, m.SweepJobsResult]("sweep-jobs", CATALOGUE, m.SweepJobsResult, HOUR)
 FIND_STARTED = Step[m.SweepRequest, m.FoundLeftovers]("find-started", CATALOGUE, m.FoundLeftovers, HOUR)
@@ -149,6 +153,8 @@ FIND_ON_LTS = Step[m.SweepRequest, m.FoundLeftovers]("find-on-lts", LTS_BAG, m.F
 EXPIRE = Step[m.SweepRequest, w.ExpireResult]("expire-retrieved", CATALOGUE, w.ExpireResult, 12 * HOUR)
 # fmt: on
 
+CHECKS: tuple[Step, ...] = (FIND_HELD, CHECK)  # type: ignore[type-arg]
+"""Steps of verifications only."""
 SWEEPS: tuple[Step, ...] = (SWEEP_JOBS, FIND_STARTED, LOOK_AT_DATASET, FIND_STAGED, FIND_ON_LTS, EXPIRE)  # type: ignore[type-arg]
 """Steps of the sweeps only."""
 ALL: tuple[Step, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Step))  # type: ignore[type-arg]

@@ -158,3 +158,56 @@ class FailRetrieveRequest(Selection):
 
     error: m.ErrorInfo | None = None
     stopped: m.StopRequest | None = None
+
+
+class HeldResult(m.Wire):
+    """The datablocks of a dataset's bag, in order; ``packed_bytes``: of the largest."""
+
+    datablocks: list[int]
+    packed_bytes: int = 0
+
+
+class CheckRequest(m.Wire):
+    """Read this datablock again and compare."""
+
+    pid: str
+    n: int
+
+
+class CheckResult(m.Wire):
+    """Of one datablock, or summed. ``bad`` says what does not match, in words; empty: all of it does."""
+
+    files: int = 0
+    size_bytes: int = 0
+    packed_bytes: int = 0
+    level: str = ""
+    bad: str = ""
+
+
+class CheckDatasetResult(m.Wire):
+    """``good``: every datablock is what its manifest and its bag say. ``unknown``: something could not be read, nothing was
+    found to be wrong. ``messages``: of what is bad or unknown, the first ``MAX_CHECKED``."""
+
+    pid: str
+    outcome: Literal["good", "bad", "unknown"]
+    datablocks: int = 0
+    files: int = 0
+    size_bytes: int = 0
+    packed_bytes: int = 0
+    level: str = ""
+    bad: list[int] = Field(default_factory=list)
+    unknown: list[int] = Field(default_factory=list)
+    messages: list[str] = Field(default_factory=list)
+
+
+class CheckDatasetRequest(m.Wire):
+    """Input of ``VerifyDataset``. ``done`` and ``after``: what earlier runs of it checked, up to that datablock."""
+
+    pid: str
+    policy: m.Policy = m.Policy()
+    done: CheckDatasetResult | None = None
+    after: int = 0
+
+
+MAX_CHECKED = 20
+"""Messages in the result of a verification."""

@@ -1,0 +1,82 @@
+"""``archiver verify``: what lies on the LTS is read again; three outcomes, and nothing is changed by any of them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from archiver.settings import S3Settings
+from cli.verify import CODES, lines, verify
+from tests.pipeline.moments import noise
+from tests.pipeline.system import System
+
+FILES = {"a.txt": b"text", "b.bin": noise(2**20, 1), "c.bin": noise(2**20, 2)}
+
+
+@pytest.fixture(scope="module")
+async def served(
+    tmp_path_factory: pytest.TempPathFactory, temporal_address: str, s3: S3Settings
+) -> AsyncIterator[System]:
+    """Datasets of two datablocks."""
+    two = {"datablock": {"target_bytes": 2**20 + 2**10}}
+    made = System(tmp_path_factory.mktemp("system"), temporal_address, s3, two)
+    try:
+        await made.start()
+        async with made.workers():
+            yield made
+    finally:
+        await made.stop()
+
+
+def everything(system: System, pid: str) -> dict[str, tuple[bytes, int]]:
+    """The dataset's files on the LTS, with their times."""
+    folder = system.lts / pid
+    return {str(one): (one.read_bytes(), one.stat().st_mtime_ns) for one in folder.rglob("*") if one.is_file()}
+
+
+def spoil(path: Path, at: int) -> None:
+    """Turn one bit over."""
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.chmod(0o644)
+    path.write_bytes(data)
+
+
+async def test_what_is_as_it_was_is_good_and_nothing_is_touched(served: System) -> None:
+    pid = await served.dataset(FILES)
+    await served.archive(pid)
+    before = everything(served, pid), await served.record(pid)
+    done = await verify(served.client, served.settings, pid)
+    assert (done.outcome, done.datablocks, done.files) == ("good", 2, 3)
+    assert done.size_bytes == sum(map(len, FILES.values()))
+    assert (everything(served, pid), await served.record(pid)) == before
+    assert CODES[done.outcome] == 0
+
+
+@pytest.mark.parametrize("name", ["2.tar.gz", "2.manifest.jsonl.gz"])
+async def test_p3_a_flipped_bit_is_bad_and_the_other_datablocks_are_read_all_the_same(
+    served: System, name: str
+) -> None:
+    pid = await served.dataset(FILES)
+    await served.archive(pid)
+    spoil(served.lts / pid / "data" / name, 60)
+    before = everything(served, pid), await served.record(pid)
+    done = await verify(served.client, served.settings, pid)
+    assert (done.outcome, done.bad, done.unknown) == ("bad", [2], [])
+    assert "datablock 2" in done.messages[0]
+    assert (everything(served, pid), await served.record(pid)) == before, "neither condemned nor told"
+    assert (CODES[done.outcome], "BAD" in lines(done)) == (8, True)
+
+
+async def test_what_is_not_there_could_not_be_checked_and_is_not_called_good(served: System) -> None:
+    pid = await served.dataset(FILES)
+    done = await verify(served.client, served.settings, pid)
+    assert (done.outcome, done.datablocks) == ("unknown", 0)
+    assert "no complete bag" in done.messages[0]
+    await served.archive(pid)
+    (served.lts / pid / "data" / "1.manifest.jsonl.gz").rename(served.folder / "gone")
+    done = await verify(served.client, served.settings, pid)
+    assert (done.outcome, done.unknown, done.bad) == ("unknown", [1], [])
+    assert CODES[done.outcome] == 1

@@ -1,0 +1,95 @@
+"""``VerifyDataset``: reads an archived dataset on the LTS again and compares. No state of it, or of a job, is touched."""
+
+from __future__ import annotations
+
+from temporalio import workflow
+from temporalio.exceptions import ActivityError, is_cancelled_exception
+
+with workflow.unsafe.imports_passed_through():
+    from archiver.retrieval import wire as w
+
+from workflows import steps
+from workflows.visible import details, explain, size
+
+DATABLOCKS_PER_RUN = 1000
+"""After so many the run continues as new, so that its history stays small (P9)."""
+
+
+@workflow.defn(name="VerifyDataset")
+class VerifyDataset:
+    """One dataset; three outcomes: good, bad, unknown (could not be checked, which is never good)."""
+
+    @workflow.init
+    def __init__(self, request: w.CheckDatasetRequest) -> None:
+        self.done = request.done or w.CheckDatasetResult(pid=request.pid, outcome="good")
+
+    @workflow.query(description="What was checked so far")
+    def progress(self) -> w.CheckDatasetResult:
+        """Answer the ``progress`` query."""
+        return self.done
+
+    @workflow.run
+    async def run(self, request: w.CheckDatasetRequest) -> w.CheckDatasetResult:
+        """Always ends with an outcome, unless it is cancelled."""
+        try:
+            held = await steps.FIND_HELD.run(request, policy=request.policy, summary=f"read the bag of {request.pid}")
+        except ActivityError as error:
+            self.failed(error, None)
+            return self.done
+        left = [n for n in held.datablocks if n > request.after]
+        for n in left[:DATABLOCKS_PER_RUN]:
+            await self.check(request, n, held.packed_bytes)
+        if len(left) > DATABLOCKS_PER_RUN:
+            following = {"done": self.done, "after": left[DATABLOCKS_PER_RUN - 1]}
+            workflow.continue_as_new(request.model_copy(update=following))
+        return self.done
+
+    async def check(self, request: w.CheckDatasetRequest, n: int, largest: int) -> None:
+        """One datablock; one at a time, as verification of what is archived goes beside it."""
+        try:
+            result = await steps.CHECK.run(
+                w.CheckRequest(pid=request.pid, n=n),
+                policy=request.policy,
+                summary=f"read datablock {n} again and compare",
+                size_bytes=largest,
+            )
+        except ActivityError as error:
+            self.failed(error, n)
+        else:
+            self.add(n, result)
+        details(
+            self.done.outcome,
+            [
+                ("dataset", request.pid),
+                ("checked", f"{self.done.datablocks} datablocks, {size(self.done.size_bytes)}"),
+                *(("", message) for message in self.done.messages),
+            ],
+        )
+
+    def add(self, n: int, result: w.CheckResult) -> None:
+        """Count a datablock that was read."""
+        done = self.done
+        sums = {name: getattr(done, name) + getattr(result, name) for name in ("files", "size_bytes", "packed_bytes")}
+        # The weakest level that was proved; only two are known here.
+        level = "cache" if "cache" in (done.level, result.level) else result.level or done.level
+        update = {**sums, "datablocks": done.datablocks + 1, "level": level}
+        if result.bad:
+            update |= {"outcome": "bad", "bad": [*done.bad, n]}
+            update["messages"] = [*done.messages, result.bad][: w.MAX_CHECKED]
+        self.done = done.model_copy(update=update)
+
+    def failed(self, error: ActivityError, n: int | None) -> None:
+        """Count what could not be read; what is bad stays bad."""
+        if is_cancelled_exception(error):
+            raise error
+        done, info = self.done, explain(error)
+        bad = info.type == "IntegrityMismatch"
+        numbers = [] if n is None else [n]
+        self.done = done.model_copy(
+            update={
+                "outcome": "bad" if bad or done.outcome == "bad" else "unknown",
+                "bad": [*done.bad, *numbers] if bad else done.bad,
+                "unknown": done.unknown if bad else [*done.unknown, *numbers],
+                "messages": [*done.messages, info.message][: w.MAX_CHECKED],
+            }
+        )
