@@ -11,10 +11,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from urllib.parse import parse_qs, urlsplit
 
 import httpx
 import pytest
+from botocore.exceptions import ClientError
 
 from archiver.errors import HostilePath, IntegrityMismatch, Stopped, TargetFault, TargetFull
 from archiver.progress import Silent
@@ -107,6 +109,7 @@ def test_p2_nothing_of_an_aborted_file_stays_and_the_others_are_there(target: Re
         for piece in pieces(data):
             sink.data(piece)
         sink.abort()
+        assert open_uploads(target) == []
         give(sink, file("c", LARGE), LARGE)
     assert lying(target) == {f"{PID}/a": b"good", f"{PID}/c": LARGE}
     assert open_uploads(target) == []
@@ -318,6 +321,29 @@ def test_a_manifests_path_that_climbs_writes_nothing(target: RetrievalBucket, pa
     assert lying(target) == {}
 
 
+@pytest.mark.parametrize("size", [2**20, 1000], ids=["bytes", "number"])
+def test_p10_what_waits_for_a_bucket_that_hangs_is_bounded(
+    target: RetrievalBucket, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    progress, go_on, taken = StopsAfter(), threading.Event(), []
+    sink = target.sink(PID, SELECTION, "1", progress, piece="1")
+    monkeypatch.setattr(target.bucket, "put", lambda key, data: go_on.wait(60))
+    monkeypatch.setattr("archiver.storage.targets.STOP_SECONDS", 0.1)
+    progress.stopping = True
+
+    def give_all() -> None:
+        one = file("f", bytes(size))
+        with sink:
+            for n in range(1000):
+                give(sink, replace(one, path=f"{n}"), bytes(size))
+                taken.append(n)
+
+    with pytest.raises(Stopped):
+        give_all()
+    go_on.set()
+    assert 16 <= len(taken) <= (33 if size == 2**20 else 33 * 8)
+
+
 @pytest.mark.parametrize("page", [3, 1000])
 def test_sizes_are_right_in_whatever_order_they_are_asked_for(
     target: RetrievalBucket, monkeypatch: pytest.MonkeyPatch, page: int
@@ -389,14 +415,14 @@ def test_an_upload_that_is_lost_is_retried_and_not_reported(
     assert lying(target) == {}
 
 
-def test_an_upload_whose_completion_was_answered_twice_is_a_success(
+def test_an_upload_whose_completion_was_asked_for_twice_is_a_success(
     target: RetrievalBucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = target.parts.complete_multipart_upload
 
     def twice(**upload: object) -> object:
         real(**upload)  # type: ignore[arg-type]
-        return real(**upload)  # type: ignore[arg-type]
+        raise ClientError({"Error": {"Code": "NoSuchUpload"}}, "CompleteMultipartUpload")
 
     monkeypatch.setattr(target.parts, "complete_multipart_upload", twice)
     assert deliver(target, [("l", LARGE)]) == (1, 0)
