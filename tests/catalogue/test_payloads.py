@@ -22,9 +22,9 @@ from archiver.catalogue.records import Dataset, Job
 from archiver.datablock.manifest import ManifestFile
 from archiver.datablock.record import DatablockRecord
 from archiver.retrieval import wire as w
-from tests.catalogue import oracle
 from tests.catalogue.place import Place, at, record
 
+ORACLE = Path(__file__).with_name("oracle.py")
 SDK = {"5.3.3": None, "4.27.0": Path(sys.prefix) / "sdk-4.27"}
 PID = "20.500.12345/0e54a1c8"
 JOB = "3f1c2a52-8f0f-4a55-9d0c-0a8e1c5c7a11"
@@ -218,7 +218,7 @@ def ask(payloads_sent: list[tuple[str, Any]], version: str) -> list[list[str]]:
     folder = SDK[version]
     environment = {**os.environ, "PYTHONPATH": str(folder) if folder else ""}
     answer = subprocess.run(
-        [sys.executable, oracle.__file__],
+        [sys.executable, str(ORACLE)],
         input=json.dumps(payloads_sent),
         capture_output=True,
         text=True,
