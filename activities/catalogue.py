@@ -15,9 +15,9 @@ from temporalio.exceptions import ApplicationError
 from activities.running import beating, in_thread, told_async
 from archiver import model as m
 from archiver.catalogue import payloads
-from archiver.catalogue.admission import admit, is_foreign
+from archiver.catalogue.admission import Admission, admit, is_foreign
 from archiver.catalogue.client import SciCat
-from archiver.catalogue.records import Dataset
+from archiver.catalogue.records import Dataset, Job
 from archiver.datablock.files import CatalogueFile, path_key, write_lines
 from archiver.datablock.manifest import ManifestReader
 from archiver.datablock.record import DatablockRecord
@@ -74,28 +74,17 @@ class CatalogueActivities:
         job = await self._scicat.job(request.job_id)
         now = datetime.now(UTC)
         admitted = admit(job, self._settings.archive, now=now, pids=request.pids)
-        if (delay := admitted.delay(now)) is not None:
-            # Started by hand, or woken by a signal, before its time: the server keeps that time.
-            raise ApplicationError(
-                f"job {job.id} is to be started at {admitted.not_before}", type="NotYet", next_retry_delay=delay
-            )
+        not_before(job, admitted, now)
         pids = admitted.pids
         if job.status_code != FINISHED_WELL:
             total = len(pids)
             message = f"Archiving {total} dataset{'s' if total != 1 else ''}."
             await self._scicat.update_job(job.id, payloads.job_update(payloads.IN_PROGRESS, message))
-        archive = self._settings.archive
         return m.BeginJobResult(
             total=len(pids),
             pids=pids[: request.limit],
             owner_group=job.owner_group or "",
-            policy=m.Policy(
-                datasets_at_once=archive.datasets_at_once,
-                datablocks_at_once=archive.datablocks_at_once,
-                give_up_seconds=archive.give_up_after_hours * 3600,
-                heartbeat_seconds=self._settings.worker.heartbeat_timeout_seconds,
-                delete_sources=self._settings.landing.delete_after_archive,
-            ),
+            policy=policy_of(self._settings),
         )
 
     @activity.defn(name="read-job-page")
@@ -344,6 +333,26 @@ def until_told() -> Iterator[None]:
     except CatalogueFault as fault:
         fault.retryable = True
         raise
+
+
+def not_before(job: Job, admitted: Admission, now: datetime) -> None:
+    """Raises ``NotYet`` for a job started by hand, or woken by a signal, before its time: the server keeps that time."""
+    if (delay := admitted.delay(now)) is not None:
+        raise ApplicationError(
+            f"job {job.id} is to be started at {admitted.not_before}", type="NotYet", next_retry_delay=delay
+        )
+
+
+def policy_of(settings: Settings) -> m.Policy:
+    """The settings that steer a job's workflows, read once."""
+    archive = settings.archive
+    return m.Policy(
+        datasets_at_once=archive.datasets_at_once,
+        datablocks_at_once=archive.datablocks_at_once,
+        give_up_seconds=archive.give_up_after_hours * 3600,
+        heartbeat_seconds=settings.worker.heartbeat_timeout_seconds,
+        delete_sources=settings.landing.delete_after_archive,
+    )
 
 
 def _sorted_run(files: list[CatalogueFile]) -> bytes:

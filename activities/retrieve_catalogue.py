@@ -15,9 +15,8 @@ from typing import Any
 
 from temporalio import activity
 from temporalio.client import Client
-from temporalio.exceptions import ApplicationError
 
-from activities.catalogue import FINISHED_WELL, until_told, verdict
+from activities.catalogue import FINISHED_WELL, not_before, policy_of, until_told, verdict
 from activities.connection import answering
 from activities.running import Beat, beating, in_thread, told_async
 from archiver import model as m
@@ -74,26 +73,17 @@ class RetrieveCatalogue:
         job = await self._scicat.job(request.job_id)
         now = datetime.now(UTC)
         admitted = admit_retrieve(job, self._settings, now=now, pids=request.pids)
-        if (delay := admitted.delay(now)) is not None:
-            raise ApplicationError(
-                f"job {job.id} is to be started at {admitted.not_before}", type="NotYet", next_retry_delay=delay
-            )
+        not_before(job, admitted, now)
         total = len(admitted.entries)
         if job.status_code != FINISHED_WELL:
             message = f"Retrieving {total} dataset{'s' if total != 1 else ''}."
             await self._scicat.update_job(job.id, payloads.job_update(payloads.IN_PROGRESS, message))
-        archive = self._settings.archive
         return w.BeginRetrieveJobResult(
             total=total,
             wanted=_wanted(admitted)[: request.limit],
             owner_group=job.owner_group or "",
             destination=admitted.destination,
-            policy=m.Policy(
-                datasets_at_once=archive.datasets_at_once,
-                datablocks_at_once=archive.datablocks_at_once,
-                give_up_seconds=archive.give_up_after_hours * 3600,
-                heartbeat_seconds=self._settings.worker.heartbeat_timeout_seconds,
-            ),
+            policy=policy_of(self._settings),
         )
 
     @activity.defn(name="read-retrieve-page")
