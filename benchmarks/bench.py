@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from temporalio.client import Client
@@ -62,6 +63,17 @@ class Bench:
         await self.facility.log_in()
         pid = await self.facility.dataset(workload)
         self.facility.upload(pid, workload)
+        return pid
+
+    async def one_file_many_times(self, workload: Workload) -> str:
+        """A new dataset of which all files have the same bytes, on the disk once: the S3 server keeps objects as files."""
+        await self.facility.log_in()
+        pid = await self.facility.dataset(workload)
+        self.facility.upload(pid, replace(workload, files=1))
+        folder = self.system.folder / "s3" / self.system.info["buckets"]["landing"] / pid
+        first, *others = workload.paths()
+        for path in others:
+            (folder / path).hardlink_to(folder / first)
         return pid
 
     async def warm_up(self) -> None:
