@@ -251,6 +251,21 @@ def verify(pid: Annotated[str, typer.Argument(help="An archived dataset.", metav
     raise typer.Exit(asyncio.run(run()))
 
 
+@app.command(name="ls")
+def list_dataset(
+    pid: Annotated[str, typer.Argument(help="A dataset's pid.", metavar="PID")],
+    files: Annotated[
+        bool, typer.Option("--files", help="Every file, with its SHA-256, as the manifests have it.")
+    ] = False,
+) -> None:
+    """What lies where, by SciCat, LTS and manifests side by side: 0 where they agree, 8 where they do not."""
+    from cli.ls import ls
+
+    text, data, code = asyncio.run(ls(options.settings(), pid, files=files))
+    options.out(text, **data)
+    raise typer.Exit(code)
+
+
 @app.command()
 def start(
     job: Annotated[str, typer.Argument(help="Id of a job that SciCat has.", metavar="JOB")],

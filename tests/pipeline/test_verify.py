@@ -1,13 +1,16 @@
-"""``archiver verify``: what lies on the LTS is read again; three outcomes, and nothing is changed by any of them."""
+"""``archiver verify`` and ``archiver ls``: what lies on the LTS is read again, or listed; nothing is changed by either."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from archiver.settings import S3Settings
+from cli import exits
+from cli.ls import ls
 from cli.verify import CODES, lines, verify
 from tests.pipeline.moments import noise
 from tests.pipeline.system import System
@@ -80,3 +83,40 @@ async def test_what_is_not_there_could_not_be_checked_and_is_not_called_good(ser
     done = await verify(served.client, served.settings, pid)
     assert (done.outcome, done.unknown, done.bad) == ("unknown", [1], [])
     assert CODES[done.outcome] == 1
+
+
+async def test_ls_shows_the_catalogue_the_lts_and_the_manifests_side_by_side(served: System) -> None:
+    pid = await served.dataset(FILES)
+    await served.archive(pid)
+    text, data, code = await ls(served.settings, pid, files=True)
+    assert (code, data["problems"]) == (0, [])
+    listed = {one["path"]: one["size"] for block in data["datablocks"] for one in block["listed"]}
+    assert listed == {path: len(content) for path, content in FILES.items()}
+    for block in data["datablocks"]:
+        assert block["scicat_bytes"] == block["lts_bytes"] == block["packed_bytes"]
+    assert "datasetOnArchiveDisk, retrievable" in text
+    assert hashlib.sha256(FILES["b.bin"]).hexdigest() in text
+
+
+async def test_ls_names_what_does_not_agree(served: System) -> None:
+    pid = await served.dataset(FILES)
+    _, data, code = await ls(served.settings, pid, files=False)
+    assert (code, data["datablocks"]) == (0, [])
+    await served.archive(pid)
+    first, second = sorted(served.datablocks(pid), key=lambda block: block["archiveId"])
+    served.standin.store.delete("datablocks", first["_id"])
+    block = served.lts / pid / "data" / "2.tar.gz"
+    block.chmod(0o644)
+    block.write_bytes(block.read_bytes()[:-1])
+    _, data, code = await ls(served.settings, pid, files=False)
+    assert code == 8
+    assert len(data["problems"]) == 2
+    assert f"{first['archiveId']} lies on the LTS, without a record in SciCat" in data["problems"]
+    packed = second["packedSize"]
+    sizes = f"{packed} B in SciCat, {packed - 1} B on the LTS, {packed} B in its manifest"
+    assert f"{second['archiveId']}: {sizes}" in data["problems"]
+
+
+async def test_ls_of_an_unknown_dataset_is_not_found(served: System) -> None:
+    with pytest.raises(exits.NotFound):
+        await ls(served.settings, "20.500.12345/none", files=False)
