@@ -120,8 +120,8 @@ def test_setup_on_an_empty_namespace_tells_first_and_then_makes(dev: Dev, tmp_pa
     again = json.loads(dev.archiver("--json", "setup", **more).stdout)
     assert made.returncode == 0, made.stderr
     assert (
-        planned["made"] == json.loads(made.stdout)["made"] == 12
-    )  # namespace, 7 attributes, 2 schedules, bucket, marker
+        planned["made"] == json.loads(made.stdout)["made"] == 13
+    )  # namespace, 7 attributes, 3 schedules, bucket, marker
     assert again["made"] == 0
 
 
