@@ -25,6 +25,7 @@ LONGEST = (
     "pipeline/test_crashes.py",
     "pipeline/test_cancel.py",
     "sweep/test_leftovers.py",
+    "pipeline/test_retrieve.py",
     "cli/test_dev.py",
     "workflows/test_orchestration.py",
     "workflows/test_fairness.py",
