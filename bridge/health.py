@@ -7,12 +7,11 @@ import time
 from collections.abc import Awaitable
 from dataclasses import dataclass
 
-from temporalio.api.enums.v1 import TaskQueueType
-from temporalio.api.taskqueue.v1 import TaskQueue
-from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest, DescribeTaskQueueRequest
+from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
 from temporalio.client import Client
 
 from activities.connection import answering
+from activities.polled import asking, described
 from archiver.catalogue.client import SciCat
 from archiver.errors import ArchiverError
 from bridge.temporal import Connection
@@ -21,8 +20,6 @@ from workflows import steps
 CHECK_SECONDS = 4.0
 KEPT_SECONDS = 2.0
 """Anybody may ask; the servers behind are asked no more often than this."""
-POLLED_WITHIN_SECONDS = 90.0
-"""The server remembers pollers for five minutes; one that polls shows up at least every minute."""
 
 QUEUES = tuple(dict.fromkeys([steps.WORKFLOWS, *(step.queue for step in steps.ALL)]))
 
@@ -80,16 +77,8 @@ class Health:
 
 
 async def _polled(client: Client, queue: str) -> str:
-    kind = (
-        TaskQueueType.TASK_QUEUE_TYPE_WORKFLOW if queue == steps.WORKFLOWS else TaskQueueType.TASK_QUEUE_TYPE_ACTIVITY
-    )
-    request = DescribeTaskQueueRequest(
-        namespace=client.namespace, task_queue=TaskQueue(name=queue), task_queue_type=kind
-    )
     with answering():
-        answer = await client.workflow_service.describe_task_queue(request)
-    since = time.time() - POLLED_WITHIN_SECONDS
-    return "ok" if any(one.last_access_time.seconds >= since for one in answer.pollers) else "nobody polls it"
+        return "ok" if asking(await described(client, queue)) else "nobody polls it"
 
 
 async def _said(check: Awaitable[str]) -> str:

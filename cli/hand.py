@@ -11,6 +11,7 @@ from temporalio.client import Client, WorkflowExecutionDescription, WorkflowExec
 from temporalio.service import RPCError, RPCStatusCode
 
 from activities.catalogue import verdict
+from activities.polled import RPC
 from activities.starting import job_workflow_id, start_job
 from archiver import model as m
 from archiver.catalogue import payloads
@@ -19,7 +20,6 @@ from archiver.errors import CatalogueFault, Refused
 from archiver.retrieval import wire as w
 from archiver.settings import Settings
 from cli.look import Data
-from cli.queues import RPC
 from cli.refs import describe, is_retrieval, kind_of, name_of, resolve
 from workflows.visible import JOB_ID, PID
 

@@ -11,10 +11,11 @@ from typing import Any
 from temporalio.api.enums.v1 import PendingActivityState
 from temporalio.client import Client, WorkflowExecution
 
+from activities.polled import RPC
 from archiver.errors import SettingsInvalid
 from cli import queues
 from cli.look import Data, spell
-from cli.queues import RPC, queue_of
+from cli.queues import queue_of
 from cli.refs import describe, kind_of, name_of
 from workflows.visible import BYTES_TOTAL, JOB_ID, STAGE, size
 

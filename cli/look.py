@@ -21,6 +21,7 @@ from temporalio.client import Client, WorkflowExecutionDescription, WorkflowHist
 from temporalio.exceptions import FailureError, TemporalError
 from temporalio.service import RPCError, RPCStatusCode
 
+from activities.polled import RPC
 from archiver import model as m
 from cli import queues
 from cli.queues import QueueState, queue_of, when
@@ -322,9 +323,7 @@ def _stands(one: Data) -> bool:
 async def _ending(client: Client, description: WorkflowExecutionDescription, found: Data) -> None:
     """Message, result and who ended it, from the last event: no worker is needed."""
     handle = client.get_workflow_handle(description.id, run_id=description.run_id)
-    history = handle.fetch_history_events(
-        event_filter_type=WorkflowHistoryEventFilterType.CLOSE_EVENT, rpc_timeout=queues.RPC
-    )
+    history = handle.fetch_history_events(event_filter_type=WorkflowHistoryEventFilterType.CLOSE_EVENT, rpc_timeout=RPC)
     events = [event async for event in history]
     found |= {"problem": None, "result": None}
     if not events:
@@ -362,7 +361,7 @@ async def _who_cancelled(client: Client, description: WorkflowExecutionDescripti
     """Who asked Temporal to cancel it, and why, from the last events."""
     request = GetWorkflowExecutionHistoryReverseRequest(namespace=client.namespace, maximum_page_size=LAST_EVENTS)
     request.execution.workflow_id, request.execution.run_id = description.id, description.run_id
-    told = await client.workflow_service.get_workflow_execution_history_reverse(request, timeout=queues.RPC)
+    told = await client.workflow_service.get_workflow_execution_history_reverse(request, timeout=RPC)
     for event in told.history.events:
         if event.event_type == EventType.EVENT_TYPE_WORKFLOW_EXECUTION_CANCEL_REQUESTED:
             asked = event.workflow_execution_cancel_requested_event_attributes

@@ -7,7 +7,6 @@ of it, so none forgets it: it lasts over restarts of workers and of Temporal unt
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
@@ -15,25 +14,20 @@ from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
 from temporalio.api.enums.v1 import PendingActivityState, TaskQueueType
-from temporalio.api.taskqueue.v1 import TaskQueue, TaskQueueConfig
+from temporalio.api.taskqueue.v1 import TaskQueueConfig
 from temporalio.api.workflow.v1 import PendingActivityInfo
 from temporalio.api.workflowservice.v1 import (
-    DescribeTaskQueueRequest,
     DescribeTaskQueueResponse,
-    ListTaskQueuePartitionsRequest,
     UpdateTaskQueueConfigRequest,
 )
 from temporalio.client import Client
 from temporalio.service import RPCError, RPCStatusCode
 
+from activities.polled import RPC, asking, described, is_paused
 from activities.queues import GROUPS
 from archiver.errors import SettingsInvalid
 from workflows import steps
 
-RPC = timedelta(seconds=5)
-"""A server that runs answers in milliseconds."""
-ASKED_WITHIN = timedelta(seconds=90)
-"""A worker with a free slot asks for work without end, each time for at most 60 s; the server remembers a gone one for 5 min."""
 BEATS_WITHIN = timedelta(minutes=5)
 AT_ONCE = 16
 """Calls to Temporal at a time."""
@@ -97,56 +91,18 @@ async def read(client: Client, names: Iterable[str] = (WORKFLOWS, *ACTIVITY_QUEU
 
 
 async def _read(client: Client, name: str, config: TaskQueueConfig | None = None) -> QueueState:
-    kind = TaskQueueType.TASK_QUEUE_TYPE_WORKFLOW if name == WORKFLOWS else TaskQueueType.TASK_QUEUE_TYPE_ACTIVITY
-    request = DescribeTaskQueueRequest(
-        namespace=client.namespace,
-        task_queue=TaskQueue(name=name),
-        task_queue_type=kind,
-        report_stats=True,
-        report_config=True,
-    )
-    told = await client.workflow_service.describe_task_queue(request, timeout=RPC)
-    if config is not None:
-        told.config.CopyFrom(config)
-    state = _state(name, told)
-    if state.asking and not state.paused:
-        return state
-    # While a queue is paused the server does not tell its first partition, which it shows, of those that ask at another: a
-    # worker with few slots would seem to be gone.
-    names = await partitions(client, name)
-    requests = [
-        DescribeTaskQueueRequest(namespace=client.namespace, task_queue=TaskQueue(name=one), task_queue_type=kind)
-        for one in names[1:]
-    ]
-    service = client.workflow_service
-    for part in await asyncio.gather(*(service.describe_task_queue(one, timeout=RPC) for one in requests)):
-        told.pollers.extend(part.pollers)
-    return _state(name, told)
-
-
-async def partitions(client: Client, name: str) -> list[str]:
-    """The names under which the server keeps a queue's parts, its own first."""
-    names = {name: None}
-    with contextlib.suppress(RPCError):  # an older server, or a caller that may not: then the first partition alone
-        request = ListTaskQueuePartitionsRequest(namespace=client.namespace, task_queue=TaskQueue(name=name))
-        told = await client.workflow_service.list_task_queue_partitions(request, timeout=RPC)
-        for part in (*told.activity_task_queue_partitions, *told.workflow_task_queue_partitions):
-            names[part.key] = None
-    return list(names)
+    return _state(name, await described(client, name, config=config))
 
 
 def _state(name: str, told: DescribeTaskQueueResponse) -> QueueState:
-    since = datetime.now(UTC) - ASKED_WITHIN
-    asking = {poller.identity for poller in told.pollers if (when(poller.last_access_time) or since) > since}
     limit = told.config.queue_rate_limit
-    paused = limit.HasField("rate_limit") and limit.rate_limit.requests_per_second == 0
     changed = when(limit.metadata.update_time)
     return QueueState(
         name=name,
-        asking=len(asking),
+        asking=len(asking(told)),
         waiting=max(0, told.stats.approximate_backlog_count),
         oldest_seconds=told.stats.approximate_backlog_age.ToTimedelta().total_seconds(),
-        paused=paused,
+        paused=is_paused(told),
         reason=limit.metadata.reason,
         who=limit.metadata.update_identity,
         since=changed.isoformat(timespec="seconds") if changed else "",

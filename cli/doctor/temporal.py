@@ -25,9 +25,9 @@ from temporalio.client import Client, TLSConfig
 from temporalio.service import RPCError, RPCStatusCode
 
 from activities.connection import answering, configured, connect
+from activities.polled import partitions
 from activities.queues import LTS_QUEUES
 from archiver.model import SEARCH_ATTRIBUTES
-from cli import queues
 from cli.doctor.check import Check, Finding, fail, not_checked, ok, warn
 from cli.doctor.clocks import judged
 from cli.doctor.ground import Ground, now
@@ -199,7 +199,7 @@ async def _pollers(client: Client, queue: str, kind: TaskQueueType.ValueType) ->
     """Of all partitions: a process with few pollers may poll only some of them."""
     requests = [
         DescribeTaskQueueRequest(namespace=client.namespace, task_queue=TaskQueue(name=name), task_queue_type=kind)
-        for name in await queues.partitions(client, queue)
+        for name in await partitions(client, queue)
     ]
     answers = await asyncio.gather(*(client.workflow_service.describe_task_queue(request) for request in requests))
     return [poller for answer in answers for poller in answer.pollers]
