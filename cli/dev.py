@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -142,7 +143,9 @@ class DevSystem:
 
     def _run(self, child: Child) -> Child:
         self._children.append(child)
-        return child.start()
+        child.start()
+        _heed()
+        return child
 
     def _run_worker(self, queues: str) -> None:
         name = f"worker {queues}"
@@ -193,6 +196,7 @@ class DevSystem:
         """Watch until Ctrl-C or SIGTERM (``interrupt_on_sigterm``), then stop all; a second one ends all at once."""
         try:
             while True:
+                _heed()
                 self.watch()
                 time.sleep(WATCH_SECONDS)
         except KeyboardInterrupt:
@@ -217,6 +221,17 @@ def interrupt_on_sigterm() -> None:
     """Let SIGTERM end this process as Ctrl-C does, also while it starts or builds something."""
 
     def interrupt(signum: int, frame: FrameType | None) -> None:
+        _told.set()
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, interrupt)
+
+
+_told = threading.Event()
+"""Set by SIGTERM."""
+
+
+def _heed() -> None:
+    """Raise what a signal raised where Python swallows it: in the callbacks that run in the parent right after a fork."""
+    if _told.is_set():
+        raise KeyboardInterrupt

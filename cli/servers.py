@@ -158,6 +158,10 @@ DYNAMIC_CONFIG = (
     # The dev server has one history shard, and a shard looks for tasks 20 times a second: every step of a workflow would
     # wait for two such looks of 50 ms each. Servers with many shards do not feel that limit.
     "history.transferProcessorMaxPollRPS=1000",
+    # A queue in one piece (docs/decisions.md): who goes first is kept within a piece only, and a worker of one slot asks at
+    # one of four at a time.
+    "matching.numTaskqueueReadPartitions=1",
+    "matching.numTaskqueueWritePartitions=1",
 )
 
 

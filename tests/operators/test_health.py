@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 from temporalio.api.taskqueue.v1 import TaskQueue
 from temporalio.api.workflowservice.v1 import DescribeTaskQueueResponse, PollActivityTaskQueueRequest
+from temporalio.client import Client
 
-from cli import queues
+from activities.polled import partitions
+from cli import queues, servers
 from cli.servers import free_port
+from tests.conftest import until_answers
 from tests.operators.inside import inside
 from tests.pipeline.moments import until
 from tests.pipeline.system import System
@@ -80,26 +84,37 @@ async def test_what_a_pause_says_is_what_was_set_though_reads_are_behind(
         assert (state.paused, state.reason, state.who) == (paused, "new disks", "anna")
 
 
-async def test_each_worker_that_asks_on_a_paused_queue_is_seen(system: System) -> None:
-    # The server divides them among the partitions of the queue, and shows those of one.
-    queue, workers = "no-other-test-asks-here", [f"worker-{k}" for k in range(8)]
-    await queues.set_paused(system.client, [queue], True, reason="new disks", who="anna")
-    polls = [asyncio.create_task(_ask(system, queue, worker)) for worker in workers]
+async def test_each_worker_that_asks_on_a_paused_queue_is_seen(tmp_path: Path) -> None:
+    # A server as it comes divides them among four partitions of the queue, and shows those of one.
+    port = servers.free_port()
+    as_it_comes = [f"matching.numTaskqueue{kind}Partitions=4" for kind in ("Read", "Write")]
+    more = [part for value in as_it_comes for part in ("--dynamic-config-value", value)]
+    server = servers.temporal_dev_server(tmp_path, port=port, in_memory=True, more=more).start()
     try:
-        await until(lambda: _asking(system, queue, len(workers)), "all are seen")
+        client = await until_answers(f"127.0.0.1:{port}")
+        queue, workers = "archiver-pack", [f"worker-{k}" for k in range(8)]
+        await queues.set_paused(client, [queue], True, reason="new disks", who="anna")
+        polls = [asyncio.create_task(_ask(client, queue, worker)) for worker in workers]
+        try:
+            await until(lambda: _asking(client, queue, len(workers)), "all are seen")
+            assert len(set(await partitions(client, queue))) >= 4, (
+                "the server did not divide the queue, so this shows nothing"
+            )
+        finally:
+            for poll in polls:
+                poll.cancel()
+            await asyncio.wait(polls)
     finally:
-        for poll in polls:
-            poll.cancel()
-        await asyncio.wait(polls)
+        server.stop()
 
 
-async def _ask(system: System, queue: str, worker: str) -> None:
+async def _ask(client: Client, queue: str, worker: str) -> None:
     request = PollActivityTaskQueueRequest(
-        namespace=system.namespace, task_queue=TaskQueue(name=queue), identity=worker
+        namespace=client.namespace, task_queue=TaskQueue(name=queue), identity=worker
     )
     while True:
-        await system.client.workflow_service.poll_activity_task_queue(request, timeout=timedelta(seconds=70))
+        await client.workflow_service.poll_activity_task_queue(request, timeout=timedelta(seconds=70))
 
 
-async def _asking(system: System, queue: str, workers: int) -> bool:
-    return (await queues.read(system.client, [queue]))[queue].asking == workers
+async def _asking(client: Client, queue: str, workers: int) -> bool:
+    return (await queues.read(client, [queue]))[queue].asking == workers

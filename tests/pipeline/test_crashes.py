@@ -205,7 +205,10 @@ async def test_a_worker_told_to_end_takes_nothing_new_and_what_it_stops_is_taken
 ) -> None:
     with gate_before_s3(system) as before_landing, gate_before_s3(system) as before_staging:
         async with system.workers("workflows,pack", landing_through(system, before_landing)):
-            overrides = {**staging_through(before_staging), "worker": {"graceful_shutdown_seconds": 4.0}}
+            overrides = {
+                **staging_through(before_staging),
+                "worker": {"graceful_shutdown_seconds": 4.0, "heartbeat_timeout_seconds": 60.0},
+            }
             worker = system.worker("catalogue,lts", overrides)
             before_staging.slow(1.5 * MIB)
             in_copy = await archiving.start(FILES)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from uuid import uuid4
 
-import pytest
 from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
+from temporalio.service import RPCError
 
 from archiver import model as m
 from archiver.pids import workflow_id
@@ -79,7 +80,9 @@ async def test_a_small_job_of_another_group_overtakes_two_hundred_datasets(serve
     progress = await large.query("progress", result_type=m.JobProgress)
     await stop(large)
     assert result.counts == m.Counts(archived=1)
-    assert facility.copied.index(facility.pid("small", 0)) <= 8, "behind those that a poller had already"
+    assert facility.copied.index(facility.pid("small", 0)) <= 2, (
+        "behind the one that ran, and one that a poller had already"
+    )
     assert progress.counts.total < WAITING / 2
 
 
@@ -97,8 +100,8 @@ async def test_groups_take_turns_where_all_have_large_jobs(serve: Serve) -> None
             await asyncio.sleep(0.1)
     of_second = sum("second" in pid for pid in facility.copied[:16])
     await stop(first, second)
-    # Its share by numbers would be 2.7; turns are approximate (Temporal keeps them per partition of a queue).
-    assert of_second >= 4, f"{of_second} of the first 16 were of the group that came later"
+    # Its share by numbers would be 2.7; all of its eight were seen.
+    assert of_second >= 6, f"{of_second} of the first 16 were of the group that came later"
 
 
 async def queued(client: Client, pid: str) -> None:
@@ -113,11 +116,12 @@ async def queued(client: Client, pid: str) -> None:
 
 
 async def stop(*jobs: WorkflowHandle) -> None:  # type: ignore[type-arg]
-    """To their end: other tests serve the same queues."""
+    """To their end: other tests serve the same queues. One that has ended by itself needs no stop."""
     for job in jobs:
-        await job.cancel()
+        with suppress(RPCError):
+            await job.cancel()
     for job in jobs:
-        with pytest.raises(WorkflowFailureError):
+        with suppress(WorkflowFailureError):
             await job.result()
 
 
