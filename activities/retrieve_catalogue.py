@@ -122,13 +122,14 @@ class RetrieveCatalogue:
             )
         admitted = await self._admitted(request.job_id, request.pids)
         bad = {one.pid for one in request.outcomes if one.outcome not in m.GOOD}
+        retrieved = {one.pid for one in request.outcomes if one.outcome == "retrieved"}
         wanted = [one for one in _wanted(admitted) if one.pid not in bad]
         for one in wanted:
             # What is linked to from now on is not to end before its links do.
             await in_thread(target.renew, one.pid, one.selection)
         return await in_thread(
             links,
-            [(one.pid, partial(self._delivered, one)) for one in wanted],
+            [(one.pid, partial(self._delivered, one, one.pid in retrieved)) for one in wanted],
             presign=lambda key: target.presign(key, settings.url_life_seconds),
             put=target.bucket.put_stream,
             at=f"{target.dataset(wanted[0].pid)}{TOLD}jobs/{request.job_id}/" if wanted else "",
@@ -137,14 +138,27 @@ class RetrieveCatalogue:
             run=str(activity.info().workflow_run_id),
         )
 
-    def _delivered(self, wanted: w.Wanted) -> Iterator[Delivered]:
+    def _delivered(self, wanted: w.Wanted, told: bool) -> Iterator[Delivered]:
         keys = RetrievalKeys(self._settings.staging.prefix, wanted.pid, wanted.selection)
         prefix = self._target.dataset(wanted.pid)
         complete = self._target.bucket.get(keys.complete(prefix))
         if complete is None:
-            return
+            if told:
+                raise self._not_there(wanted.pid, keys.complete(prefix))
+            return  # of a job of more failures than are told one by one
         for n in json.loads(complete)["datablocks"]:
-            yield from from_bytes(self._target.bucket.get(keys.delivered(prefix, n)) or b"")
+            if (listed := self._target.bucket.get(keys.delivered(prefix, n))) is None:
+                raise self._not_there(wanted.pid, keys.delivered(prefix, n))
+            yield from from_bytes(listed)
+
+    def _not_there(self, pid: str, key: str) -> TargetFault:
+        """Links that leave files out would be a lie."""
+        return TargetFault(
+            f"what was retrieved of dataset {pid} cannot be told: {key} is not in {self._target.where}",
+            expected="the list that its retrieval stored there",
+            found="nothing",
+            next_step="see who deletes from this bucket; cancel the job, and submit it again",
+        )
 
     # --- datasets --------------------------------------------------------------------------------------------------
 
@@ -166,7 +180,6 @@ class RetrieveCatalogue:
         self._refuse(dataset)
         keys = self._keys(request)
         await self._scicat.patch_lifecycle(request.pid, payloads.lifecycle_retrieve_started(request.job_id))
-        await in_thread(self._target.bucket.delete, [self._complete(request)])
         async with beating("reading datablocks") as say:
             blocks = await self._scicat.datablocks(request.pid)
             if not blocks:

@@ -12,10 +12,16 @@ from typing import Any
 
 import pytest
 from temporalio.client import WorkflowFailureError, WorkflowHandle
+from temporalio.testing import ActivityEnvironment
 
+from activities.retrieve_catalogue import RetrieveCatalogue
 from archiver import model as m
+from archiver.catalogue.client import SciCat
+from archiver.errors import StagingFault, TargetFault
 from archiver.retrieval import wire as w
+from archiver.retrieval.keys import selection_of
 from archiver.settings import S3Settings
+from archiver.storage.objects import Bucket
 from cli import jobs
 from tests.pipeline.conftest import MakeSystem
 from tests.pipeline.moments import noise, until
@@ -242,3 +248,27 @@ async def test_a_stop_in_the_midst_of_reading_leaves_nothing_and_is_told(served:
     after = await served.lifecycle(pid)
     assert after["retrieveStatusMessage"] == "datasetRetrievalFailed"
     assert (after["archiveStatusMessage"], after["retrievable"]) == (before["archiveStatusMessage"], True)
+
+
+async def test_p2_links_leave_nothing_out(served: System) -> None:
+    pid = await served.dataset(FILES)
+    await served.archive(pid)
+    job, _ = await retrieve(served, pid)
+    bucket = served.settings.retrieval.bucket
+    wanted = w.Wanted(pid=pid, selection=selection_of(w.Destination(), ()))
+    staging = Bucket(served.staging_bucket, served.settings.s3, StagingFault)
+    async with SciCat(served.settings.scicat) as scicat:
+        catalogue = RetrieveCatalogue(served.settings, staging, scicat)
+
+        def names() -> set[str]:
+            return {one.name for one in catalogue._delivered(wanted, True)}
+
+        # Another job begins to want the same while the first is still to report.
+        selection = w.Selection(pid=pid, selection=wanted.selection, job_id=job)
+        await ActivityEnvironment().run(catalogue.begin_retrieve_dataset, selection)
+        assert names() == set(FILES)
+        for name in ("1.jsonl.gz", "complete.json"):
+            key = f"{pid}/.scicat-archiver/{wanted.selection}/{name}"
+            served.boto.delete_object(Bucket=bucket, Key=key)
+            with pytest.raises(TargetFault, match=name):
+                names()
