@@ -15,7 +15,7 @@ from temporalio.exceptions import ApplicationError
 from activities.running import beating, in_thread, told_async
 from archiver import model as m
 from archiver.catalogue import payloads
-from archiver.catalogue.admission import Admission, admit, is_foreign
+from archiver.catalogue.admission import NOT_YET, Admission, admit, is_foreign
 from archiver.catalogue.client import SciCat
 from archiver.catalogue.records import Dataset, Job
 from archiver.datablock.files import CatalogueFile, path_key, write_lines
@@ -29,9 +29,6 @@ from archiver.storage.staging import StagingKeys, archive_id
 
 FILES_PER_RUN = 20_000
 """Files of one sorted run in staging: what is held in memory while origdatablocks are read (P10)."""
-
-NOT_YET = frozenset({"origDatablocksNotYetCreated", "filesNotYetAvailable", "filesNotReadyYet"})
-"""archiveStatusMessage of datasets whose ingest is not finished (contract 2.4)."""
 
 PASSING = frozenset({"datasetlifecycle", "updatedAt", "updatedBy", "history"})
 """Fields of a dataset that change while it is archived: its bag keeps the others."""

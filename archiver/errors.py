@@ -9,7 +9,7 @@ ArchiverError
 |   `-- UnknownDataset, UnknownFiles                             the job names a pid, or files, that SciCat does not know
 |-- SystemFault       the operator or time must act. Retried, unless ``retryable`` is false.
 |   |-- SourceFault, StagingFault, LtsFault, TargetFault, CatalogueFault, OwnFault   the side it belongs to (rule 7)
-|   |-- LtsMarkerMissing, LtsFull, TargetFull                    LTS and retrieval target, special cases
+|   |-- LtsMarkerMissing, LtsFull, NoBag, NotRecalled, TargetFull LTS and retrieval target, special cases
 |   `-- IntegrityMismatch                                        bytes changed between two of our own steps
 |-- Refused           never starts: foreign job type, foreign storage location, no dataset list
 `-- Stopped           told to stop (cancel, worker shutdown): not a failure
@@ -175,6 +175,14 @@ class LtsMarkerMissing(LtsFault):
 
 class LtsFull(LtsFault):
     """Not enough space on the LTS. A wait, never a failure of the dataset."""
+
+
+class NoBag(LtsFault):
+    """The LTS has no complete bag of a dataset: nothing, or what an archiving that never ended left."""
+
+
+class NotRecalled(LtsFault):
+    """The datablock is in a class that must be restored before it can be read. The workflow asks for that, and waits."""
 
 
 class TargetFault(SystemFault):

@@ -19,6 +19,8 @@ LATEST_START = timedelta(days=366)
 """An ``executionTime`` further off than this is taken for a mistake."""
 COPIES = {"one": 1, "two": 2, "1": 1, "2": 2}
 """``tapeCopies`` as clients write it (contract 1.3)."""
+NOT_YET = frozenset({"origDatablocksNotYetCreated", "filesNotYetAvailable", "filesNotReadyYet"})
+"""archiveStatusMessage of datasets whose ingest is not finished (contract 2.4)."""
 
 
 @dataclass(frozen=True, slots=True)

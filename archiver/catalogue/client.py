@@ -278,6 +278,15 @@ class SciCat:
         """Every datablock of the dataset, compared with SciCat's count; files counted, not listed."""
         return [Datablock.read(entry) for entry in await self._complete("datablocks", pid, self._registered)]
 
+    async def datablock(self, archive_id: str) -> Document | None:
+        """The datablock of this archiveId, with its files, whichever dataset it is of; None if SciCat has none."""
+        found = await self._with_archive_id(archive_id)
+        if not found:
+            # An empty list is also what the anonymous get: it counts only if SciCat knows us.
+            await self.whoami()
+            found = await self._with_archive_id(archive_id)
+        return found[0] if found else None
+
     async def create_datablock(self, payload: dict[str, Any]) -> bool:
         """Register a datablock; returns whether it was created now. May be repeated: its archiveId is unique.
 
