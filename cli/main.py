@@ -267,6 +267,18 @@ def list_dataset(
 
 
 @app.command()
+def rebuild(
+    pid: Annotated[str | None, typer.Argument(help="Only this dataset; default: every bag.", metavar="[PID]")] = None,
+    from_lts: Annotated[bool, typer.Option("--from-lts", help="From the bags on the LTS; must be given.")] = False,
+    apply: Annotated[bool, typer.Option("--apply", help="Do it; without, it is only told what would be done.")] = False,
+) -> None:
+    """After a disaster: register in SciCat again what the bags on the LTS hold. Changes no record that exists."""
+    from cli.rebuild import rebuild as rebuild_from
+
+    raise typer.Exit(asyncio.run(rebuild_from(options, pid, from_lts=from_lts, apply=apply)))
+
+
+@app.command()
 def start(
     job: Annotated[str, typer.Argument(help="Id of a job that SciCat has.", metavar="JOB")],
     pids: Annotated[list[str] | None, typer.Argument(help="Only these datasets.", metavar="[PID...]")] = None,

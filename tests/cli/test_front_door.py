@@ -26,6 +26,7 @@ from tests.cli.running import archiver, command, environment
         (errors.CatalogueRecordInvalid("x"), 4),
         (errors.UnknownDataset("x"), 5),
         (exits.NotFound("x"), 5),
+        (errors.NoBag("x", retryable=False), 5),
         (errors.Refused("x"), 6),
         (Unreachable("x"), 7),
         (errors.StagingFault("x"), 7),
