@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import queue
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 
 from temporalio import activity
@@ -17,11 +15,10 @@ from archiver import model as m
 from archiver.datablock.bag import bag_files, least_level
 from archiver.datablock.events import agent, in_order, stamp
 from archiver.datablock.record import DatablockRecord
-from archiver.datablock.verifier import VerifierProcess
 from archiver.errors import IntegrityMismatch, LtsFault, OwnFault
 from archiver.pids import pid_path
 from archiver.settings import Settings
-from archiver.storage.lts import Lts
+from archiver.storage.lts import Chunks, Lts
 from archiver.storage.objects import Bucket
 from archiver.storage.staging import StagingKeys, archive_id, datablock_name, manifest_name
 
@@ -36,14 +33,6 @@ class LtsActivities:
         self._settings = settings
         self._staging = staging
         self._lts = lts
-        self._verifiers: queue.SimpleQueue[VerifierProcess] = queue.SimpleQueue()
-        for _ in range(settings.slots.lts_verify):
-            self._verifiers.put(VerifierProcess())
-
-    def close(self) -> None:
-        """End the verifier processes that are idle."""
-        while not self._verifiers.empty():
-            self._verifiers.get().stop()
 
     @activity.defn(name="wait-for-lts-space", no_thread_cancel_exception=True)
     @told
@@ -110,13 +99,8 @@ class LtsActivities:
                 datablock=request.n,
                 retryable=False,
             )
-        with self.borrowed_verifier() as verifier:
-            result = verifier.verify(
-                self._lts.path_of(path, name),
-                manifest,
-                direct_io=self._settings.lts.direct_io,
-                progress=Beat(request.packed_bytes),
-            )
+        staged = self._staged(request) if request.manifest_sha256 else None
+        result = self._lts.prove(path, name, manifest, staged=staged, progress=Beat(request.packed_bytes))
         info = activity.info()
         event = m.Event(
             time=stamp(),
@@ -240,14 +224,22 @@ class LtsActivities:
             self._lts.condemn(path, f"data/{name}", "did not verify")
         return m.Done(what=f"datablock {request.n} set aside")
 
-    @contextmanager
-    def borrowed_verifier(self) -> Iterator[VerifierProcess]:
-        """A verifier process, for as long as the context lasts."""
-        verifier = self._verifiers.get()
-        try:
-            yield verifier
-        finally:
-            self._verifiers.put(verifier)
+    def _staged(self, request: m.VerifyRequest) -> Chunks:
+        """The bytes that were copied, for an LTS that cannot be read back."""
+        key = self._keys(request.pid).datablock(request.plan_id, request.n, request.format)
+
+        def read() -> Iterator[memoryview]:
+            entry = self._staging.head(key)
+            if entry is None:
+                raise IntegrityMismatch(
+                    f"staged datablock {key} is gone before it was verified",
+                    expected=f"{request.packed_bytes} bytes",
+                    found="nothing",
+                    retryable=False,
+                )
+            return map(memoryview, self._staging.stream(key, size=entry.size, version=entry.version))
+
+        return read
 
     def _keys(self, pid: str) -> StagingKeys:
         return StagingKeys(self._settings.staging.prefix, pid)

@@ -22,8 +22,8 @@ from archiver.catalogue.client import SciCat
 from archiver.errors import CatalogueFault, SettingsInvalid, StagingFault
 from archiver.settings import Settings
 from archiver.storage.lock import ExclusiveLock
-from archiver.storage.lts import FileSystemLts
 from archiver.storage.objects import Bucket
+from archiver.storage.open import open_lts
 
 LOGIN_SECONDS = 20.0
 
@@ -93,15 +93,15 @@ class Service:
         async with AsyncExitStack() as stack:
             staging = Bucket(settings.staging.bucket, settings.s3, StagingFault)
             if queues & set(LTS_QUEUES):
-                lts = FileSystemLts(settings.lts)
+                lts = open_lts(settings)
+                stack.callback(lts.close)
                 lts.check_marker()
-                lock_dir = settings.worker.lock_dir or settings.lts.root / ".archiver" / "locks"
+                lock_dir = settings.lock_dir()
                 for queue in LTS_QUEUES:
                     if queue in queues:
                         stack.enter_context(ExclusiveLock(lock_dir / f"{queue}.lock"))
                 on_lts = LtsActivities(settings, staging, lts)
-                stack.callback(on_lts.close)
-                on_read = RetrieveLts(settings, staging, lts, on_lts.borrowed_verifier)
+                on_read = RetrieveLts(settings, staging, lts)
                 self._serve("lts-space", slots.lts_space, [on_lts.wait_for_lts_space])
                 self._serve("lts-copy", slots.lts_copy, [on_lts.copy_to_lts])
                 self._serve("lts-verify", slots.lts_verify, [on_lts.verify_in_lts, on_read.check_datablock])

@@ -7,7 +7,6 @@ import gzip
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager
 
 from temporalio import activity
 
@@ -15,7 +14,6 @@ from activities.lts import attempt_name
 from activities.running import Beat, told
 from archiver.datablock.extract import Extracted, extract, extract_files, pass_through, select
 from archiver.datablock.manifest import ManifestFile, ManifestReader
-from archiver.datablock.verifier import VerifierProcess
 from archiver.errors import IntegrityMismatch, LtsFault, OwnFault, TargetFault
 from archiver.log import scrub
 from archiver.patience import patiently
@@ -35,8 +33,6 @@ from archiver.storage.targets import Target, stream, whole
 
 logger = logging.getLogger("archiver.activities")
 
-BorrowVerifier = Callable[[], AbstractContextManager[VerifierProcess]]
-"""A verifier process, for as long as the context lasts."""
 FIRST = 10
 """Names that a message tells."""
 
@@ -44,11 +40,10 @@ FIRST = 10
 class RetrieveLts:
     """Reads the LTS for requesters. Every method may be repeated (P6)."""
 
-    def __init__(self, settings: Settings, staging: Bucket, lts: Lts, verifier: BorrowVerifier) -> None:
+    def __init__(self, settings: Settings, staging: Bucket, lts: Lts) -> None:
         self._settings = settings
         self._staging = staging
         self._lts = lts
-        self._verifier = verifier
         self._bucket = RetrievalBucket(Bucket(settings.retrieval.bucket, settings.s3, TargetFault), settings.retrieval)
 
     @activity.defn(name="plan-retrieve", no_thread_cancel_exception=True)
@@ -123,7 +118,7 @@ class RetrieveLts:
             beat.note(f"the LTS has given nothing for {seconds:.0f} s (a tape recall?)")
 
         def read() -> Iterator[memoryview]:
-            return patiently(lts_read.whole(self._lts, pid, block, self._settings.lts.direct_io), waiting)
+            return patiently(lts_read.whole(self._lts, pid, block), waiting)
 
         def read_range(offset: int, size: int) -> Iterator[memoryview]:
             return patiently(lts_read.part(self._lts, pid, block, offset, size), waiting)
@@ -167,10 +162,8 @@ class RetrieveLts:
         try:
             block = self._block(request.pid, request.n)
             manifest = self._manifest(request.pid, block)
-            with self._verifier() as verifier:
-                path = self._lts.path_of(pid_path(request.pid), f"data/{datablock_name(block.n, block.format)}")
-                beat = Beat(self._lts.size_of(pid_path(request.pid), f"data/{path.name}") or 0)
-                found = verifier.verify(path, manifest, direct_io=self._settings.lts.direct_io, progress=beat)
+            path, name = pid_path(request.pid), f"data/{datablock_name(block.n, block.format)}"
+            found = self._lts.check(path, name, manifest, Beat(self._lts.size_of(path, name) or 0))
         except IntegrityMismatch as error:
             error.datablock = request.n
             return w.CheckResult(bad=scrub(error.one_line()))

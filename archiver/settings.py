@@ -312,11 +312,42 @@ class DatablockSettings(Section):
     )
 
 
+class LtsBucketSettings(Section):
+    """A bucket as long-term storage, of an archive class (Glacier) or any other."""
+
+    name: str
+    """Bucket name; it carries the identity marker written by ``archiver setup``."""
+    prefix: str = ""
+    """Key prefix, ending in / if not empty."""
+    s3: S3Settings | None = None
+    """Another S3 than ``[s3]``."""
+    storage_class: str = Field("STANDARD", pattern=r"[A-Z][A-Z_]*")
+    """Class of the datablocks, as the store calls it (``GLACIER``, ``DEEP_ARCHIVE``). Everything small stays ``STANDARD``."""
+    read_back: bool = True
+    """Read each datablock back, and unpack it, before it goes into its class. Without: the store's own SHA-256 must be that of
+    the staged bytes, which are unpacked instead; the level is then ``cache``, too little for ``delete_after_archive``."""
+    restore_tier: Literal["Bulk", "Standard", "Expedited"] = "Standard"
+    """How fast, and dear, a restore is asked for."""
+    restore_days: int = Field(10, ge=1)
+    """How long a restored copy is kept readable."""
+    part_bytes: int = Field(16 * 2**20, ge=5 * 2**20, le=2**30)
+    """Bytes of an uploaded part; more for datablocks that would need over 10,000 of them."""
+
+    _size = field_validator("part_bytes", mode="before")(parse_size)
+
+    @field_validator("prefix")
+    @classmethod
+    def _slash(cls, value: str) -> str:
+        return _prefix(value)
+
+
 class LtsSettings(Section):
-    """The long-term storage: a mounted file system."""
+    """The long-term storage: a mounted file system, or a bucket."""
 
     root: Path = Path("/lts")
     """Directory that holds the datasets; carries the identity marker written by ``archiver setup``."""
+    bucket: LtsBucketSettings | None = None
+    """A bucket instead of ``root``."""
     identity: str = Field("lts", pattern=r"[A-Za-z0-9._-]{1,64}")
     """Name of this LTS; the marker must carry it."""
     reserve: str = "5%"
@@ -579,12 +610,43 @@ class Settings(BaseSettings):
                 raise ValueError(f"landing.url_template and staging.bucket name the same bucket {bucket!r}")
         if self.retrieval.bucket == self.staging.bucket:
             raise ValueError(f"retrieval.bucket and staging.bucket name the same bucket {self.staging.bucket!r}")
+        self._lts_bucket_is_its_own()
         for to in self.retrieval.roots:
             if self.lts.root.is_relative_to(to) or to.is_relative_to(self.lts.root):
                 raise ValueError(f"retrieval.roots: {to} and lts.root {self.lts.root} lie in one another")
         if self.datablock.fetch_bytes < self.datablock.member_bytes:
             raise ValueError("datablock.fetch_bytes is smaller than datablock.member_bytes")
         return self
+
+    def lock_dir(self) -> Path:
+        """Where the exclusive locks of the LTS queues lie. Raises ``SettingsInvalid`` if that must be said and is not."""
+        if self.worker.lock_dir is not None:
+            return self.worker.lock_dir
+        if self.lts.bucket is not None:
+            raise SettingsInvalid(
+                "worker.lock_dir is not set",
+                expected="a directory of this host for the locks of the LTS queues, as a bucket (lts.bucket) has none",
+                found="nothing",
+                next_step="set worker.lock_dir, and serve the LTS queues on this host only",
+            )
+        return self.lts.root / ".archiver" / "locks"
+
+    def _lts_bucket_is_its_own(self) -> None:
+        """Raises ``ValueError`` if another purpose's bucket is named as the LTS: what expires there must not be archives."""
+        lts = self.lts.bucket
+        if lts is None:
+            return
+        on = lts.s3 or self.s3
+        others = [
+            ("staging.bucket", self.staging.bucket, self.s3),
+            ("retrieval.bucket", self.retrieval.bucket, self.s3),
+        ]
+        if self.landing.url_template.startswith("s3://"):
+            landing = self.landing.url_template.removeprefix("s3://").split("/")[0]
+            others.append(("landing.url_template", landing, self.landing.s3 or self.s3))
+        for setting, name, s3 in others:
+            if (name, s3.endpoint) == (lts.name, on.endpoint):
+                raise ValueError(f"lts.bucket and {setting} name the same bucket {name!r}")
 
     @classmethod
     def settings_customise_sources(

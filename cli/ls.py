@@ -11,7 +11,7 @@ from archiver.errors import IntegrityMismatch, LtsFault
 from archiver.pids import pid_path
 from archiver.settings import Settings
 from archiver.storage import lts_read
-from archiver.storage.lts import FileSystemLts
+from archiver.storage.open import open_lts
 from cli import exits
 from workflows.visible import size
 
@@ -41,7 +41,7 @@ async def ls(settings: Settings, pid: str, *, files: bool) -> tuple[str, Data, i
         }
         for block in recorded
     }
-    where = str(settings.lts.root / pid_path(pid))
+    where = open_lts(settings).where(pid_path(pid))
     try:
         seen = await asyncio.to_thread(_on_lts, settings, pid, files)
     except LtsFault as fault:
@@ -66,7 +66,7 @@ async def ls(settings: Settings, pid: str, *, files: bool) -> tuple[str, Data, i
 
 def _on_lts(settings: Settings, pid: str, files: bool) -> dict[str, Data]:
     """Of each datablock: its size there, and what its manifest says."""
-    lts = FileSystemLts(settings.lts)
+    lts = open_lts(settings)
     lts.check_marker()
     found: dict[str, Data] = {}
     try:

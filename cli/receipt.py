@@ -23,7 +23,7 @@ from archiver.datablock.events import EVENTS, read, stamp
 from archiver.errors import ArchiverError, LtsFault
 from archiver.pids import pid_path, workflow_id
 from archiver.settings import Settings
-from archiver.storage.lts import FileSystemLts
+from archiver.storage.open import open_lts
 from cli import exits
 from cli.refs import RPC, describe
 
@@ -112,15 +112,16 @@ def _on_lts(settings: Settings, pid: str) -> tuple[list[Data], dict[str, str]]:
         folder = pid_path(pid)
     except ValueError:
         return [], {"lts": "none: such a pid has no directory on the LTS"}
-    path = settings.lts.root / folder / EVENTS
+    lts = open_lts(settings)
+    path = f"{lts.where(folder)}/{EVENTS}"
     try:
-        data = FileSystemLts(settings.lts).get_small(folder, EVENTS)
+        data = lts.get_small(folder, EVENTS)
     except LtsFault as fault:
         # A machine that does not mount the LTS is not at fault.
         return [], {"lts": f"missing: {fault.one_line()}"}
     if data is None:
         return [], {"lts": f"none: there is no {path}"}
-    return [{**event, "source": "lts"} for event in read(data)], {"lts": str(path)}
+    return [{**event, "source": "lts"} for event in read(data)], {"lts": path}
 
 
 async def _in_scicat(settings: Settings, pid: str, *, datablocks: bool) -> list[Data]:

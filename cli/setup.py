@@ -20,8 +20,8 @@ from activities.connection import answering, connect
 from archiver.errors import OwnFault, SourceFault, StagingFault
 from archiver.model import SEARCH_ATTRIBUTES
 from archiver.settings import Settings
-from archiver.storage.lts import FileSystemLts
 from archiver.storage.objects import Bucket
+from archiver.storage.open import open_lts
 from cli.schedules import keep_schedules
 
 RETENTION = timedelta(days=30)
@@ -133,5 +133,5 @@ def _stores(settings: Settings, dry_run: bool, marker: bool) -> Iterator[Step]:
         yield f"bucket {bucket.name}", bucket.ensure(dry_run=dry_run)
     if not marker:
         return
-    lts = FileSystemLts(settings.lts)
-    yield f"marker of LTS {settings.lts.identity!r} in {settings.lts.root}", lts.setup(dry_run=dry_run)
+    lts = open_lts(settings)
+    yield f"marker of LTS {settings.lts.identity!r} in {lts.where()}", lts.setup(dry_run=dry_run)

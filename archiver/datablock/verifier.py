@@ -5,11 +5,13 @@ from __future__ import annotations
 import base64
 import json
 import os
+import queue
 import select
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -116,3 +118,26 @@ class VerifierProcess:
             found=f"signal {-code}" if code < 0 else f"exit code {code}",
             next_step="retried with a new process; see the worker's log",
         )
+
+
+class Verifiers:
+    """So many verifier processes, each started when first needed."""
+
+    def __init__(self, number: int) -> None:
+        self._idle: queue.SimpleQueue[VerifierProcess] = queue.SimpleQueue()
+        for _ in range(number):
+            self._idle.put(VerifierProcess())
+
+    @contextmanager
+    def one(self) -> Iterator[VerifierProcess]:
+        """A verifier process, for as long as the context lasts."""
+        verifier = self._idle.get()
+        try:
+            yield verifier
+        finally:
+            self._idle.put(verifier)
+
+    def close(self) -> None:
+        """End those that are idle."""
+        while not self._idle.empty():
+            self._idle.get().stop()

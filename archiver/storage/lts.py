@@ -1,4 +1,4 @@
-"""The long-term storage: a protocol, and its implementation on a mounted file system (tape front end, NFS, disk).
+"""The long-term storage as activities see it (``Lts``), and what is the same wherever its bytes lie (``Bags``).
 
 What stands where: docs/architecture.md. The rules: a final name never holds partial bytes; a datablock with its manifest
 beside it is verified, one without is not; nothing verified is ever deleted or overwritten (P3), only set aside in
@@ -7,44 +7,28 @@ beside it is verified, one without is not; nothing verified is ever deleted or o
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import json
-import os
 import re
-import threading
-import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Protocol
-from urllib.parse import quote
 
 from archiver import model as m
 from archiver.datablock.bag import PAYLOAD_MANIFEST, TAG_MANIFEST, read_bag_info, read_manifest_sha256
-from archiver.datablock.events import EVENTS, added
 from archiver.datablock.manifest import ManifestReader
-from archiver.direct_io import PastCacheReader
-from archiver.errors import IntegrityMismatch, LtsFault, LtsFull, LtsMarkerMissing, StagingFault
+from archiver.datablock.verify import VerifyResult
+from archiver.errors import IntegrityMismatch, LtsFault, StagingFault
 from archiver.progress import Progress
-from archiver.settings import LtsSettings
-from archiver.storage.direct_write import publish, write_stream
 from archiver.storage.objects import Buffer
 
 MARKER = ".archiver-lts.json"
 OWN = ".archiver"
-PROMISE_SECONDS = 3 * 86400
-"""A promise of space that nobody took for so long was made by a run that is gone."""
-SMALL_BYTES = 64 * 2**20
-LOOK_SECONDS = 1.0
-_DATABLOCK = re.compile(r"(\d+)\.(tar\.gz|tar\.zst|tar)")
-_MANIFEST = re.compile(r"(\d+)\.manifest\.jsonl\.gz")
-_PARTIAL = re.compile(r"\.\d+\.(tar\.gz|tar\.zst|tar|manifest\.jsonl\.gz)\.[^/]+\.partial")
-_TAG_PARTIAL = re.compile(
-    r"\.(bagit\.txt|bag-info\.txt|dataset\.json|events\.jsonl|(tag)?manifest-sha256\.txt)(\.[^/]+)?\.partial"
-)
+DATABLOCK = re.compile(r"(\d+)\.(tar\.gz|tar\.zst|tar)")
+MANIFEST = re.compile(r"(\d+)\.manifest\.jsonl\.gz")
+
+Chunks = Callable[[], Iterable[memoryview]]
+"""Gives the same bytes anew at each call."""
 
 
 @dataclass(frozen=True)
@@ -78,13 +62,22 @@ class Leftover:
 
 
 class Lts(Protocol):
-    """Long-term storage as activities see it. Every method may be repeated (P6); each raises ``LtsFault``."""
+    """Long-term storage as activities see it. Every method may be repeated (P6); each raises ``LtsFault``.
+
+    ``dataset`` is a pid's path (``pids.pid_path``), ``name`` a file's in it.
+    """
+
+    def where(self, dataset: str = "") -> str:
+        """Where a dataset, or all of it, lies, for people."""
+
+    def setup(self, *, dry_run: bool = False) -> bool:
+        """Make it the LTS of the settings' identity; returns whether there was anything to do."""
 
     def check_marker(self) -> None:
         """Raises ``LtsMarkerMissing`` if this is not the LTS it should be."""
 
-    def space(self) -> Space:
-        """How full it is."""
+    def space(self) -> Space | None:
+        """How full it is; None where nobody can tell."""
 
     def wait_for_space(self, key: str, need_bytes: int, progress: Progress) -> None:
         """Return when there is room, promised to ``key``. Raises only what ``progress`` raises, and faults."""
@@ -106,8 +99,31 @@ class Lts(Protocol):
     ) -> None:
         """Write a datablock under its final name, durably. Raises ``IntegrityMismatch`` if the bytes are others."""
 
-    def path_of(self, dataset: str, name: str) -> Path:
-        """Where a file lies, for the verifier process."""
+    def prove(
+        self, dataset: str, name: str, manifest: bytes, *, staged: Chunks | None, progress: Progress
+    ) -> VerifyResult:
+        """Verify what ``copy_in`` wrote, before its manifest is published. ``staged``: what it was copied from, while known.
+
+        Raises ``IntegrityMismatch``.
+        """
+
+    def check(self, dataset: str, name: str, manifest: bytes, progress: Progress) -> VerifyResult:
+        """Read a datablock again past all caches of ours, and compare. Changes nothing.
+
+        Raises ``IntegrityMismatch``, and ``NotRecalled`` where it cannot be read now.
+        """
+
+    def recall(self, dataset: str, name: str) -> bool:
+        """Whether the datablock can be read now; if not, ask the store to make it so, which may take days."""
+
+    def read(self, dataset: str, name: str) -> Iterable[memoryview]:
+        """The datablock's bytes, once; a chunk stays valid until the next but one is asked for.
+
+        Raises ``OSError`` as the system gives it, and ``NotRecalled``.
+        """
+
+    def part(self, dataset: str, name: str, offset: int, size: int) -> Iterator[memoryview]:
+        """``size`` bytes from ``offset``. Fewer, if it ends before. Raises as ``read`` does."""
 
     def size_of(self, dataset: str, name: str) -> int | None:
         """Size of a file, or None."""
@@ -139,406 +155,60 @@ class Lts(Protocol):
     def leftovers(self, progress: Progress) -> Iterator[Leftover]:
         """Datasets of which something partial, unverified or promised is there. Looks only."""
 
+    def datasets(self) -> Iterator[str]:
+        """The paths that may be a dataset's, in no order that means anything. Looks only."""
 
-def _of_staging(chunks: Iterable[Buffer]) -> Iterator[Buffer]:
-    """An ``OSError`` of theirs is not the LTS's (rule 7)."""
-    try:
-        yield from chunks
-    except OSError as error:
-        raise StagingFault(f"the staged datablock cannot be read: {error}", next_step="retried") from None
+    def close(self) -> None:
+        """End what runs beside."""
 
 
-class FileSystemLts:
-    """``Lts`` on a mounted file system."""
+class Bags:
+    """What every ``Lts`` does alike, by the names and the small files of a dataset."""
 
-    def __init__(self, settings: LtsSettings) -> None:
-        self._settings = settings
-        self._root = settings.root
-        self._promises = self._root / OWN / "promises"
-        self._condemned = self._root / OWN / "condemned"
-        self._lock = threading.Lock()
-
-    # --- identity -----------------------------------------------------------------------------------------------------
-
-    def setup(self, *, dry_run: bool = False) -> bool:
-        """Write the identity marker into the root directory, which must exist; returns whether it was written."""
-        try:
-            self.check_marker()
-            return False
-        except LtsMarkerMissing:
-            if self._read_marker() is not None:
-                raise
-        if not self._root.is_dir():
-            raise LtsFault(
-                f"LTS root {self._root} is no directory",
-                expected="the mounted long-term storage",
-                found="nothing",
-                next_step="mount it, or correct lts.root",
-                retryable=False,
-            )
-        if not dry_run:
-            with self._faults("setup"):
-                for folder in (self._promises, self._condemned, self._root / OWN / "locks"):
-                    folder.mkdir(parents=True, exist_ok=True)
-                marker = {
-                    "identity": self._settings.identity,
-                    "version": 1,
-                    "created": datetime.now(UTC).isoformat(timespec="seconds"),
-                }
-                self._write_durably(self._root / MARKER, json.dumps(marker).encode(), "setup")
-        return True
+    # --- what a kind of storage says ------------------------------------------------------------------------------------
 
     def check_marker(self) -> None:
         """As ``Lts``."""
-        found = self._read_marker()
-        if found != self._settings.identity:
-            raise LtsMarkerMissing(
-                f"{self._root} is not the LTS {self._settings.identity!r}",
-                expected=f"marker {MARKER} of identity {self._settings.identity!r}",
-                found="no marker" if found is None else f"identity {found!r}",
-                next_step="mount the LTS; a new one is prepared by  archiver setup",
-            )
+        raise NotImplementedError
 
-    def _read_marker(self) -> str | None:
-        try:
-            data = json.loads((self._root / MARKER).read_bytes())
-            return str(data.get("identity")) if isinstance(data, dict) else ""
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except ValueError:
-            return ""
-        except OSError as error:
-            raise self._fault(error, str(self._root / MARKER)) from None
-
-    # --- space --------------------------------------------------------------------------------------------------------
-
-    def space(self) -> Space:
-        """As ``Lts``."""
-        return self._space(but="")
-
-    def _space(self, but: str) -> Space:
-        self.check_marker()
-        with self._faults("space"):
-            now = os.statvfs(self._root)
-        total = now.f_blocks * now.f_frsize
-        free = now.f_bavail * now.f_frsize
-        return Space(total, free, self._settings.reserve_bytes(total), self._promised(but))
-
-    def _promised(self, but: str) -> int:
-        total = 0
-        oldest = time.time() - PROMISE_SECONDS
-        with self._faults("promises"):
-            for path in self._promises.glob("*.json"):
-                try:
-                    if path != self._promise(but) and path.stat().st_mtime > oldest:
-                        total += int(json.loads(path.read_bytes())["bytes"])
-                except (FileNotFoundError, ValueError, KeyError, TypeError):
-                    continue  # released meanwhile, or cut short by a crash
-        return total
-
-    def _promise(self, key: str) -> Path:
-        return self._promises / (hashlib.sha256(key.encode()).hexdigest()[:32] + ".json")
-
-    def wait_for_space(self, key: str, need_bytes: int, progress: Progress) -> None:
-        """As ``Lts``: free space, less the reserve, less what is promised to others, holds ``need_bytes``."""
-        while True:
-            with self._lock:
-                space = self._space(but=key)
-                usable = space.free - space.reserve - space.promised
-                if usable >= need_bytes:
-                    with self._faults("promise"):
-                        self._promises.mkdir(parents=True, exist_ok=True)
-                        path = self._promise(key)
-                        draft = path.with_suffix(".draft")
-                        draft.write_text(json.dumps({"for": key, "bytes": need_bytes}))
-                        draft.replace(path)
-                    return
-            text = (
-                f"LTS space: needs {need_bytes} B, {space.free} B free, "
-                f"{space.reserve} B reserve, {space.promised} B promised to others"
-            )
-            until = time.monotonic() + self._settings.space_poll_seconds
-            while time.monotonic() < until:
-                progress.note(text)
-                time.sleep(min(LOOK_SECONDS, self._settings.space_poll_seconds))
-
-    def release(self, key: str) -> None:
-        """As ``Lts``."""
-        with self._faults("promise"):
-            # Looked for first: a file system that is read-only refuses to remove even what is not there.
-            if self._promise(key).exists():
-                self._promise(key).unlink(missing_ok=True)
-
-    def release_all(self, dataset: str) -> None:
-        """As ``Lts``: what a run of this dataset that was killed or terminated had promised to itself."""
-        with self._faults("promises"):
-            for path in self._promises.glob("*.json"):
-                try:
-                    if json.loads(path.read_bytes())["for"].startswith(f"{dataset}/"):
-                        path.unlink(missing_ok=True)
-                except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
-                    continue  # released meanwhile, or cut short by a crash
-
-    # --- datablocks ---------------------------------------------------------------------------------------------------
-
-    def copy_in(
-        self,
-        dataset: str,
-        name: str,
-        chunks: Iterable[Buffer],
-        *,
-        size: int,
-        sha256: str,
-        attempt: str,
-        promise: str,
-        progress: Progress,
-    ) -> None:
-        """As ``Lts``: ``.partial`` of this attempt, reserved, written, fsynced, linked without clobbering, fsynced."""
-        self.check_marker()
-        final = self._root / dataset / name
-        if self._is_there(final):
-            self._same(final, size, sha256, progress)
-            self.release(promise)
-            return
-        with self._faults(str(final)), self._partial(final, attempt) as partial:
-            written, found = write_stream(
-                partial,
-                _of_staging(chunks),
-                size=size,
-                direct_io=self._settings.direct_io != "never",
-                # What fallocate holds is no longer free: the promise would count it twice.
-                reserved=lambda done: self.release(promise) if done else None,
-                progress=progress,
-            )
-            if (written, found) != (size, sha256):
-                raise IntegrityMismatch(
-                    f"staging gave other bytes of {dataset}/{name} than were packed",
-                    expected=f"{size} B, SHA-256 {sha256}",
-                    found=f"{written} B, SHA-256 {found}",
-                    next_step="read again; if it lasts, the datablock is packed anew",
-                )
-            # A marker seen now: what was written went to the LTS, and not to a mount point that lost its mount.
-            self.check_marker()
-            self._publish(partial, final)
-        self._same_size(final, size)
-        self.release(promise)
-
-    def _publish(self, partial: Path, final: Path) -> None:
-        try:
-            publish(partial, final)
-        except FileExistsError:
-            if self._digest(final) != self._digest(partial):
-                raise IntegrityMismatch(
-                    f"{final.name} of {final.parent.parent.name} is there already with other bytes",
-                    expected="the same bytes, or nothing",
-                    found="other bytes",
-                    next_step="it is set aside and made anew",
-                    retryable=False,
-                ) from None
-
-    def _same(self, final: Path, size: int, sha256: str, progress: Progress) -> None:
-        """An earlier attempt published it: the same bytes, or somebody else's."""
-        self._same_size(final, size)
-        progress.note("was copied by an earlier attempt: reading it back")
-        if (found := self._digest(final, progress)) != sha256:
-            raise IntegrityMismatch(
-                f"{final.name} of {final.parent.parent.name} is there already with other bytes",
-                expected=f"SHA-256 {sha256}",
-                found=f"SHA-256 {found}",
-                next_step="it is set aside and made anew",
-                retryable=False,
-            )
-        self._sync_directory(final.parent)
-
-    def _same_size(self, final: Path, size: int) -> None:
-        with self._faults(str(final)):
-            found = final.stat().st_size
-        if found != size:
-            raise IntegrityMismatch(
-                f"{final.name} of {final.parent.parent.name} has another size than was packed",
-                expected=f"{size} B",
-                found=f"{found} B",
-                next_step="it is set aside and made anew",
-                retryable=False,
-            )
-
-    def _digest(self, path: Path, progress: Progress | None = None) -> str:
-        digest = hashlib.sha256()
-        with self._faults(str(path)):
-            for chunk in PastCacheReader(path, self._settings.direct_io):
-                digest.update(chunk)
-                if progress is not None:
-                    progress.advance(len(chunk))
-        return digest.hexdigest()
-
-    def path_of(self, dataset: str, name: str) -> Path:
-        """As ``Lts``."""
-        self.check_marker()
-        return self._root / dataset / name
-
-    def size_of(self, dataset: str, name: str) -> int | None:
-        """As ``Lts``."""
-        self.check_marker()
-        with self._faults(f"{dataset}/{name}"):
-            try:
-                return (self._root / dataset / name).stat().st_size
-            except FileNotFoundError:
-                return None
-
-    # --- small files --------------------------------------------------------------------------------------------------
+    def names(self, dataset: str) -> list[str]:
+        """The names in the dataset's ``data/``, sorted; empty if there is none."""
+        raise NotImplementedError
 
     def get_small(self, dataset: str, name: str) -> bytes | None:
         """As ``Lts``."""
-        self.check_marker()
-        path = self._root / dataset / name
-        return self._small(path) if self._is_there(path) else None
+        raise NotImplementedError
 
-    def put_small(self, dataset: str, name: str, data: bytes, attempt: str) -> None:
+    def size_of(self, dataset: str, name: str) -> int | None:
         """As ``Lts``."""
-        self.check_marker()
-        final = self._root / dataset / name
-        with self._faults(str(final)):
-            self._write_durably(final, data, attempt)
+        raise NotImplementedError
 
-    def publish_bag(self, dataset: str, files: dict[str, bytes], plan_id: str, progress: Progress) -> None:
-        """As ``Lts``. A complete bag of this plan stays as it is; the files of an incomplete one are replaced.
+    def remove_unverified(self, dataset: str) -> int:
+        """As ``Lts``."""
+        raise NotImplementedError
 
-        What a killed attempt left in ``data/`` goes first: a bag holds what its manifest says and nothing else.
-        """
-        self.check_marker()
-        folder = self._root / dataset
-        if self._is_there(folder / TAG_MANIFEST):
-            found = read_bag_info(self._small(folder / "bag-info.txt")).get("Archiver-Plan", "")
-            if found != plan_id:
-                raise LtsFault(
-                    f"a complete bag lies in {dataset} already",
-                    expected=f"plan {plan_id}",
-                    found=f"plan {found}",
-                    next_step="an archive that exists is never replaced: compare it with SciCat",
-                    retryable=False,
-                )
-            with self._faults(str(folder)), self._partial(folder / TAG_MANIFEST, "bag"):
-                return  # only what a crash right after the last step left is cleared
-        self.remove_unverified(dataset)
-        missing = [n for n in read_manifest_sha256(files[PAYLOAD_MANIFEST]) if self.size_of(dataset, n) is None]
-        if missing:
-            raise IntegrityMismatch(
-                f"verified files of {dataset} are no longer on the LTS",
-                expected="every file of the bag's manifest",
-                found=f"{len(missing)} missing, the first {missing[0]}",
-                next_step="see who removes files from the LTS, then submit the job again",
-                retryable=False,
-            )
-        *tags, last = files
-        with self._faults(str(folder)):
-            for name in tags:
-                with self._partial(folder / name, "bag") as draft:
-                    self._write_small(draft, files[name])
-                    draft.replace(folder / name)
-                progress.note(f"wrote {name}")
-            self._write_durably(folder / last, files[last], "bag")
+    def release_all(self, dataset: str) -> None:
+        """As ``Lts``."""
+        raise NotImplementedError
 
-    def record_events(self, dataset: str, events: list[m.Event], attempt: str, progress: Progress) -> None:
-        """As ``Lts``. The one file beside a complete bag that is ever replaced; no manifest of the bag names it."""
-        self.check_marker()
-        final = self._root / dataset / EVENTS
-        with self._faults(str(final)):
-            before = self._small(final) if self._is_there(final) else b""
-            after = added(before, events)
-            if after == before:
-                return
-            for draft in final.parent.glob(f".{EVENTS}.*.partial"):
-                draft.unlink(missing_ok=True)
-            with self._partial(final, attempt) as draft:
-                self._write_small(draft, after)
-                # Raises if another attempt has taken over meanwhile: it may have written more.
-                progress.note(f"wrote {EVENTS}")
-                draft.replace(final)
+    def condemn(self, dataset: str, name: str, reason: str) -> None:
+        """As ``Lts``."""
+        raise NotImplementedError
 
-    def _small(self, path: Path) -> bytes:
-        with self._faults(str(path)):
-            if path.stat().st_size > SMALL_BYTES:
-                raise LtsFault(f"{path} is too large to be one of our small files", retryable=False)
-            return b"".join(bytes(chunk) for chunk in PastCacheReader(path, "never"))
-
-    def _write_durably(self, final: Path, data: bytes, attempt: str) -> None:
-        """No-clobber; the same bytes there already are a success. Raises ``IntegrityMismatch`` for others."""
-        with self._partial(final, attempt) as partial:
-            self._write_small(partial, data)
-            try:
-                publish(partial, final)
-            except FileExistsError:
-                if self._small(final) != data:
-                    raise IntegrityMismatch(
-                        f"{final.name} of {final.parent.name} is there already with other content",
-                        expected="the same content, or nothing",
-                        found="other content",
-                        next_step="compare the LTS with SciCat; nothing was overwritten",
-                        retryable=False,
-                    ) from None
-
-    def _write_small(self, path: Path, data: bytes) -> None:
-        """Create ``path`` durably, and see that it reads back from below the page cache as it was written."""
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
-        try:
-            view = memoryview(data)
-            while len(view):
-                view = view[os.write(descriptor, view) :]
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        if self._small(path) != data:
-            raise LtsFault(
-                f"{path.name} was not read back as it was written",
-                expected=f"{len(data)} B, SHA-256 {hashlib.sha256(data).hexdigest()}",
-                found="other bytes",
-                next_step="written anew; see the health of the LTS",
-            )
-
-    @contextmanager
-    def _partial(self, final: Path, attempt: str) -> Iterator[Path]:
-        """The name under which this attempt writes ``final``, in a durable folder. Afterwards nothing is left under it, and
-        what was done in the folder is durable.
-        """
-        self._make_directories(final.parent)
-        self._remove_dead(final, attempt)
-        partial = final.with_name(f".{final.name}.{attempt}.partial")
-        partial.unlink(missing_ok=True)
-        try:
-            yield partial
-        except BaseException:
-            # What failed is what is told; where even this fails, a sweep takes the rest.
-            with suppress(OSError):
-                partial.unlink(missing_ok=True)
-            raise
-        partial.unlink(missing_ok=True)
-        # One fsync for both: the new name, and the end of this one.
-        self._sync_directory(final.parent)
-
-    def _remove_dead(self, final: Path, attempt: str) -> None:
-        """What earlier attempts of the same work left when they were killed: it holds space that this one needs."""
-        work, _, number = attempt.rpartition("-")
-        for path in final.parent.glob(f".{final.name}.{work}-*.partial"):
-            other = path.name.removesuffix(".partial").rpartition("-")[2]
-            if number.isdecimal() and other.isdecimal() and int(other) < int(number):
-                path.unlink(missing_ok=True)
-
-    # --- what is there ------------------------------------------------------------------------------------------------
+    # --- what all do alike ------------------------------------------------------------------------------------------------
 
     def survey(self, dataset: str, plan_id: str, datablocks: int) -> Survey:
         """As ``Lts``."""
         self.check_marker()
         self.release_all(dataset)
         found = Survey()
-        folder = self._root / dataset
-        if self._is_there(folder / TAG_MANIFEST):
-            found.complete = True
-            found.plan_id = read_bag_info(self._small(folder / "bag-info.txt")).get("Archiver-Plan", "")
-            if found.plan_id == plan_id:
+        if (plan := self.plan_of_bag(dataset)) is not None:
+            found.complete, found.plan_id = True, plan
+            if plan == plan_id:
                 found.reusable = list(range(1, datablocks + 1))
             return found
         found.removed = self.remove_unverified(dataset)
-        for name, manifest in self._verified(dataset):
+        for name, manifest in self.verified(dataset):
             if self._is_of(dataset, name, manifest, plan_id):
                 found.reusable.append(int(name.split(".")[0]))
             else:
@@ -546,11 +216,21 @@ class FileSystemLts:
                 self.condemn(dataset, f"data/{name}", "of another plan, or its manifest cannot be read")
                 self.condemn(dataset, f"data/{manifest}", "of another plan, or cannot be read")
                 found.superseded += 1
-        for manifest in self._names(dataset):
-            if (match := _MANIFEST.fullmatch(manifest)) and int(match[1]) not in found.reusable:
+        for manifest in self.names(dataset):
+            if (match := MANIFEST.fullmatch(manifest)) and int(match[1]) not in found.reusable:
                 self.condemn(dataset, f"data/{manifest}", "its datablock is gone")
         found.reusable.sort()
         return found
+
+    def plan_of_bag(self, dataset: str) -> str | None:
+        """The plan of the dataset's complete bag, or None if there is no such bag."""
+        if self.size_of(dataset, TAG_MANIFEST) is None:
+            return None
+        return read_bag_info(self.get_small(dataset, "bag-info.txt") or b"").get("Archiver-Plan", "")
+
+    def verified(self, dataset: str) -> list[tuple[str, str]]:
+        """Each datablock with a manifest beside it, and that manifest."""
+        return pairs(self.names(dataset))
 
     def _is_of(self, dataset: str, name: str, manifest: str, plan_id: str) -> bool:
         data = self.get_small(dataset, f"data/{manifest}")
@@ -562,167 +242,95 @@ class FileSystemLts:
         size = self.size_of(dataset, f"data/{name}")
         return reader.header.plan == plan_id and name.endswith(reader.header.format) and size == footer.packed_bytes
 
-    def _verified(self, dataset: str) -> list[tuple[str, str]]:
-        names = self._names(dataset)
-        manifests = {match[1]: name for name in names if (match := _MANIFEST.fullmatch(name))}
-        blocks = [(match[1], name) for name in names if (match := _DATABLOCK.fullmatch(name))]
-        return [(name, manifests[n]) for n, name in blocks if n in manifests]
+    def bag_is_there(self, dataset: str, files: dict[str, bytes], plan_id: str) -> bool:
+        """Whether the bag of this plan is complete; if there is none, see that one may be made of what is in ``data/``.
 
-    def _names(self, dataset: str) -> list[str]:
-        with self._faults(dataset):
-            try:
-                return sorted(os.listdir(self._root / dataset / "data"))
-            except FileNotFoundError:
-                return []
-
-    def remove_unverified(self, dataset: str) -> int:
-        """As ``Lts``. Never touches a complete bag, a verified datablock, or anything that is not ours by name."""
-        self.check_marker()
-        folder = self._root / dataset
-        if self._is_there(folder / TAG_MANIFEST):
-            return 0
-        removed = 0
-        with self._faults(dataset):
-            for path in self._unverified(dataset):
-                path.unlink(missing_ok=True)
-                removed += 1
-        # Folders that hold nothing any more; rmdir refuses others. What lies above is shared with other datasets, which
-        # may be making their folders at this moment.
-        for empty in (folder / "data", folder):
-            with suppress(OSError):
-                empty.rmdir()
-        return removed
-
-    def _unverified(self, dataset: str) -> list[Path]:
-        """Partial and unverified files of a dataset without a complete bag: what may be removed."""
-        folder = self._root / dataset
-        kept = {name for pair in self._verified(dataset) for name in pair}
-        in_data = [
-            folder / "data" / name
-            for name in self._names(dataset)
-            if (_PARTIAL.fullmatch(name) or _DATABLOCK.fullmatch(name)) and name not in kept
-        ]
-        return in_data + [draft for draft in folder.glob(".*.partial") if _TAG_PARTIAL.fullmatch(draft.name)]
-
-    def leftovers(self, progress: Progress) -> Iterator[Leftover]:
-        """As ``Lts``. One look at each dataset's directory; a complete bag is not opened."""
-        self.check_marker()
-        with self._faults("promises"):
-            for path in self._promises.glob("*.json"):
-                try:
-                    dataset = json.loads(path.read_bytes())["for"].rpartition("/")[0]
-                    yield Leftover(dataset, "a promise of space", path.stat().st_mtime)
-                except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
-                    continue  # released meanwhile, or cut short by a crash
-        for dataset in self._datasets():
-            progress.note(f"looking at {dataset}")
-            if (found := self._left(dataset)) is not None:
-                yield found
-
-    def _datasets(self) -> Iterator[str]:
-        """The directories that may be a dataset's: ``a/b``, and ``pid=...`` (``pid_path``)."""
-        for name in self._folders(self._root):
-            if name.startswith("pid="):
-                yield name
-            else:
-                yield from (f"{name}/{inner}" for inner in self._folders(self._root / name))
-
-    def _folders(self, folder: Path) -> list[str]:
-        with self._faults(str(folder)):
-            try:
-                with os.scandir(folder) as entries:
-                    return sorted(
-                        e.name for e in entries if not e.name.startswith(".") and e.is_dir(follow_symlinks=False)
-                    )
-            except FileNotFoundError:
-                return []
-
-    def _left(self, dataset: str) -> Leftover | None:
-        folder = self._root / dataset
-        if self._is_there(folder / TAG_MANIFEST):
-            return None
-        with self._faults(dataset):
-            try:
-                files = self._unverified(dataset)
-                # Folders without anything are left by whoever was killed before the first byte.
-                empty = not os.listdir(folder) or (os.listdir(folder) == ["data"] and not self._names(dataset))
-                if not files and not empty:
-                    return None
-                newest = max(path.stat().st_mtime for path in (*files, folder, folder / "data") if path.exists())
-            except FileNotFoundError:
-                return None  # somebody is at work here
-        return Leftover(dataset, f"{len(files)} unverified files" if files else "an empty directory", newest)
-
-    def condemn(self, dataset: str, name: str, reason: str) -> None:
-        """As ``Lts``: renamed into ``.archiver/condemned``, with the reason beside it. A file that is gone is no error.
-
-        The reason is written first, so that no file lies there without one.
+        What a killed attempt left there goes first: a bag holds what its manifest says and nothing else. Raises ``LtsFault``
+        for another plan's bag, ``IntegrityMismatch`` if a payload file is gone.
         """
         self.check_marker()
-        source = self._root / dataset / name
-        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%f")
-        target = self._condemned / f"{stamp}.{quote(f'{dataset}/{name}', safe='')[-180:]}"
-        if not self._is_there(source):
-            return
-        why = target.with_name(target.name + ".why.json")
-        with self._faults(str(source)):
-            self._make_directories(self._condemned)
-            try:
-                note = {"was": f"{dataset}/{name}", "reason": reason, "when": stamp}
-                self._write_small(why, json.dumps(note).encode())
-                source.rename(target)
-            except BaseException as error:
-                with suppress(OSError):
-                    why.unlink(missing_ok=True)
-                if isinstance(error, FileNotFoundError):
-                    return
-                raise
-            self._sync_directory(self._condemned)
-            self._sync_directory(source.parent)
+        if (found := self.plan_of_bag(dataset)) is not None:
+            if found != plan_id:
+                raise LtsFault(
+                    f"a complete bag lies in {dataset} already",
+                    expected=f"plan {plan_id}",
+                    found=f"plan {found}",
+                    next_step="an archive that exists is never replaced: compare it with SciCat",
+                    retryable=False,
+                )
+            return True
+        self.remove_unverified(dataset)
+        missing = [n for n in read_manifest_sha256(files[PAYLOAD_MANIFEST]) if self.size_of(dataset, n) is None]
+        if missing:
+            raise IntegrityMismatch(
+                f"verified files of {dataset} are no longer on the LTS",
+                expected="every file of the bag's manifest",
+                found=f"{len(missing)} missing, the first {missing[0]}",
+                next_step="see who removes files from the LTS, then submit the job again",
+                retryable=False,
+            )
+        return False
 
-    # --- directories and faults -----------------------------------------------------------------------------------------
 
-    def _make_directories(self, folder: Path) -> None:
-        """Make ``folder`` and its parents below the root, each durable in its parent.
+def pairs(names: Iterable[str]) -> list[tuple[str, str]]:
+    """Of the names in a ``data/``, each datablock that has a manifest beside it, and that manifest."""
+    names = list(names)
+    manifests = {match[1]: name for name in names if (match := MANIFEST.fullmatch(name))}
+    blocks = [(match[1], name) for name in names if (match := DATABLOCK.fullmatch(name))]
+    return [(name, manifests[n]) for n, name in blocks if n in manifests]
 
-        Also one that is there: who made it may have died, or not come so far, before it was durable.
-        """
-        while folder != self._root:
-            if not folder.is_dir():
-                folder.mkdir(parents=True, exist_ok=True)
-            folder = folder.parent
-            self._sync_directory(folder)
 
-    @staticmethod
-    def _sync_directory(folder: Path) -> None:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+def new_marker(identity: str) -> bytes:
+    """The bytes of a new identity marker."""
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    return json.dumps({"identity": identity, "version": 1, "created": now}).encode()
 
-    def _is_there(self, path: Path) -> bool:
-        with self._faults(str(path)):
-            return path.exists()
 
-    @contextmanager
-    def _faults(self, where: str) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise self._fault(error, where) from None
+def read_marker(data: bytes) -> str:
+    """The identity that a marker carries; empty for what is none."""
+    try:
+        marker = json.loads(data)
+    except ValueError:
+        return ""
+    return str(marker.get("identity")) if isinstance(marker, dict) else ""
 
-    def _fault(self, error: OSError, where: str) -> LtsFault:
-        kind = LtsFull if error.errno in (errno.ENOSPC, errno.EDQUOT) else LtsFault
-        words = {
-            errno.EROFS: "mount the LTS read-write",
-            errno.ESTALE: "mount the LTS again",
-            errno.EACCES: "give the worker's user the right to write there",
-            errno.ENOSPC: "free space on the LTS, or raise lts.reserve",
-        }
-        return kind(
-            f"the LTS failed: {error.strerror or error}",
-            expected=f"to work on {where}",
-            found=f"errno {error.errno}",
-            next_step=f"retried; {words.get(error.errno or 0, 'see the health of the LTS and its mount')}",
+
+def of_staging(chunks: Iterable[Buffer]) -> Iterator[Buffer]:
+    """An ``OSError`` of theirs is not the LTS's (rule 7)."""
+    try:
+        yield from chunks
+    except OSError as error:
+        raise StagingFault(f"the staged datablock cannot be read: {error}", next_step="retried") from None
+
+
+def check_copied(called: str, wanted: tuple[int, str], found: tuple[int, str]) -> None:
+    """Size and SHA-256 of what staging gave. Raises ``IntegrityMismatch`` if they are not those that were packed."""
+    if found != wanted:
+        raise IntegrityMismatch(
+            f"staging gave other bytes of {called} than were packed",
+            expected=f"{wanted[0]} B, SHA-256 {wanted[1]}",
+            found=f"{found[0]} B, SHA-256 {found[1]}",
+            next_step="read again; if it lasts, the datablock is packed anew",
         )
+
+
+def other_bytes(name: str, expected: str, found: str) -> IntegrityMismatch:
+    """Something else lies under the final name of a datablock."""
+    return IntegrityMismatch(
+        f"{name} is there already with other bytes",
+        expected=expected,
+        found=found,
+        next_step="it is set aside and made anew",
+        retryable=False,
+    )
+
+
+def other_content(name: str) -> IntegrityMismatch:
+    """Something else lies under the name of a small file."""
+    return IntegrityMismatch(
+        f"{name} is there already with other content",
+        expected="the same content, or nothing",
+        found="other content",
+        next_step="compare the LTS with SciCat; nothing was overwritten",
+        retryable=False,
+    )

@@ -6,19 +6,16 @@ The bag (P11) is the yardstick for what lies there: each manifest read here has 
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from archiver.datablock.bag import PAYLOAD_MANIFEST, TAG_MANIFEST, read_manifest_sha256
-from archiver.direct_io import PastCacheReader
 from archiver.errors import IntegrityMismatch, LtsFault
 from archiver.pids import pid_path
 from archiver.storage.lts import Lts
 from archiver.storage.staging import archive_id, manifest_name
 
-RANGE_CHUNK_BYTES = 2**20
 _DATABLOCK = re.compile(r"data/([1-9]\d*)\.(tar\.gz|tar\.zst|tar)")
 SHOWN = 10
 
@@ -121,18 +118,11 @@ def manifest(lts: Lts, pid: str, block: Held) -> bytes:
     return data
 
 
-def whole(lts: Lts, pid: str, block: Held, direct_io: str) -> Iterable[memoryview]:
-    """The datablock's bytes, past the page cache, anew at each iteration. Raises ``OSError`` as the system gives it."""
-    return PastCacheReader(lts.path_of(pid_path(pid), f"data/{block.n}.{block.format}"), direct_io)
+def whole(lts: Lts, pid: str, block: Held) -> Iterable[memoryview]:
+    """The datablock's bytes, as ``Lts.read``."""
+    return lts.read(pid_path(pid), f"data/{block.n}.{block.format}")
 
 
 def part(lts: Lts, pid: str, block: Held, offset: int, size: int) -> Iterator[memoryview]:
-    """``size`` bytes of the datablock from ``offset``. Fewer, if it ends before. Raises ``OSError``."""
-    path = lts.path_of(pid_path(pid), f"data/{block.n}.{block.format}")
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    try:
-        while size > 0 and (chunk := os.pread(descriptor, min(size, RANGE_CHUNK_BYTES), offset)):
-            yield memoryview(chunk)
-            offset, size = offset + len(chunk), size - len(chunk)
-    finally:
-        os.close(descriptor)
+    """``size`` bytes of the datablock from ``offset``, as ``Lts.part``."""
+    return lts.part(pid_path(pid), f"data/{block.n}.{block.format}", offset, size)

@@ -339,9 +339,13 @@ class Bucket:
                 raise failed[0] from None
             raise
 
-    def stream(self, key: str, *, size: int, version: str) -> Iterator[Buffer]:
-        """The bytes of one object in this version, fetched ahead in parts. Raises the side's fault if it is another."""
-        with_item = self.read_many([(None, key, size, version)], ahead_bytes=8 * GET_PART_BYTES, ahead_requests=4)
+    def stream(self, key: str, *, size: int, version: str, span: tuple[int, int] | None = None) -> Iterator[Buffer]:
+        """The bytes of one object in this version, fetched ahead in parts; of ``span`` only, from its first to before its
+        second. Raises the side's fault if the object is another.
+        """
+        with_item = self.read_many(
+            [(None, key, size, version)], ahead_bytes=8 * GET_PART_BYTES, ahead_requests=4, span=span
+        )
         try:
             for _, chunks in with_item:
                 yield from chunks
@@ -354,19 +358,25 @@ class Bucket:
             ) from None
 
     def read_many(
-        self, wanted: Iterable[tuple[T, str, int, str]], *, ahead_bytes: int, ahead_requests: int
+        self,
+        wanted: Iterable[tuple[T, str, int, str]],
+        *,
+        ahead_bytes: int,
+        ahead_requests: int,
+        span: tuple[int, int] | None = None,
     ) -> Iterator[tuple[T, Iterator[Buffer]]]:
         """Objects as ``(item, key, size, version)``, delivered in order, fetched ahead in parallel.
 
-        Each is to be read to its end before the next is asked for. At most ``ahead_bytes`` and ``ahead_requests`` are in
-        flight. Raises ``ObjectChanged`` where the object has another version or size, and the side's fault.
+        Each is to be read to its end (that of ``span``, if given) before the next is asked for. At most ``ahead_bytes`` and
+        ``ahead_requests`` are in flight. Raises ``ObjectChanged`` where the object has another version or size, and the
+        side's fault.
         """
         pending: deque[tuple[list[_Part[T]], Future[list[Buffer | Exception]]]] = deque()
         ready: deque[tuple[_Part[T], Buffer | Exception]] = deque()
         in_flight = 0
         held = 0
         most = max(1, min(SMALL_AT_ONCE, ahead_requests // THREADS))
-        batches = _batches(_parts(wanted), most, min(SMALL_BYTES, ahead_bytes // SMALL_AT_ONCE))
+        batches = _batches(_parts(wanted, span), most, min(SMALL_BYTES, ahead_bytes // SMALL_AT_ONCE))
         pool = ThreadPoolExecutor(max_workers=min(ahead_requests, THREADS), thread_name_prefix=f"get-{self.name}")
 
         def fill() -> None:
@@ -392,7 +402,7 @@ class Bucket:
                 if isinstance(data, Exception):
                     raise data
                 fill()
-                last = part.start + part.length >= part.size
+                last = part.start + part.length >= part.end
                 if part.length:
                     yield data
 
@@ -593,12 +603,15 @@ class _Part(NamedTuple, Generic[T]):
     version: str
     start: int
     length: int
+    end: int
+    """Of what is wanted of the object."""
 
 
-def _parts(wanted: Iterable[tuple[T, str, int, str]]) -> Iterator[_Part[T]]:
+def _parts(wanted: Iterable[tuple[T, str, int, str]], span: tuple[int, int] | None) -> Iterator[_Part[T]]:
     for item, key, size, version in wanted:
-        for start in range(0, size or 1, GET_PART_BYTES):
-            yield _Part(item, key, size, version, start, min(GET_PART_BYTES, size - start))
+        first, end = span or (0, size)
+        for start in range(first, end or 1, GET_PART_BYTES):
+            yield _Part(item, key, size, version, start, min(GET_PART_BYTES, end - start), end)
 
 
 def _read_all(read: Callable[[str, int, str, int, int], Buffer], batch: list[_Part[T]]) -> list[Buffer | Exception]:

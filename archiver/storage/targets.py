@@ -117,10 +117,20 @@ class Together:
     Whoever waits tells progress, which may raise ``Stopped``.
     """
 
-    def __init__(self, name: str, *, threads: int, most_bytes: int, most: int, progress: Progress) -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        threads: int,
+        most_bytes: int,
+        most: int,
+        progress: Progress,
+        waiting: str = "waiting for the retrieval target",
+    ) -> None:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
         self._most_bytes, self._most = most_bytes, most
         self._progress = progress
+        self._waiting = waiting
         self._pending: deque[tuple[Future[object], int]] = deque()
         self._bytes = 0
 
@@ -147,7 +157,7 @@ class Together:
     def _oldest(self) -> None:
         future, size = self._pending[0]
         while not wait([future], WAIT_SECONDS).done:
-            self._progress.note("waiting for the retrieval target")
+            self._progress.note(self._waiting)
         self._pending.popleft()
         self._bytes -= size
         # What was given up with its file has no result to look at.

@@ -20,7 +20,8 @@ from archiver.errors import LtsFault, LtsMarkerMissing
 from archiver.progress import Silent
 from archiver.storage.direct_write import publish, reserve, write_stream
 from archiver.storage.lock import ExclusiveLock
-from archiver.storage.lts import OWN, FileSystemLts
+from archiver.storage.lts import OWN
+from archiver.storage.lts_directory import FileSystemLts
 from cli.doctor.check import Check, Finding, fail, in_thread, not_checked, ok, warn
 from cli.doctor.ground import Ground
 
@@ -170,7 +171,7 @@ async def reservation(ground: Ground) -> Finding:
 async def lock(ground: Ground) -> Finding:
     """Where the LTS workers lock: a second lock on the same file must be refused (P12)."""
     settings = ground.settings
-    folder = settings.worker.lock_dir or settings.lts.root / OWN / "locks"
+    folder = settings.lock_dir()
     path = folder / f".doctor-{ground.run}.lock"
 
     def work() -> Finding:

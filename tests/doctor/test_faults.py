@@ -23,7 +23,8 @@ from temporalio.api.workflowservice.v1 import UpdateNamespaceRequest
 from activities.connection import connect
 from archiver.catalogue.standin.app import Account, Fault
 from archiver.settings import LtsSettings
-from archiver.storage.lts import MARKER, FileSystemLts
+from archiver.storage.lts import MARKER
+from archiver.storage.lts_directory import FileSystemLts
 from cli.doctor import CHECKS, mend
 from cli.doctor import lts as on_lts
 from cli.doctor.check import Outcome, look

@@ -17,7 +17,7 @@ from activities.awake import Awake
 from archiver import model as m
 from archiver.catalogue.standin.app import Fault
 from archiver.settings import S3Settings
-from archiver.storage.lts import FileSystemLts
+from archiver.storage.lts_directory import FileSystemLts
 from cli import servers
 from tests.conftest import until_answers
 from tests.pipeline.gate import gate_before_s3, landing_through, staging_through

@@ -18,7 +18,7 @@ from archiver.datablock.events import added, in_order, line, read
 from archiver.pids import pid_path
 from archiver.progress import Silent
 from archiver.settings import LtsSettings
-from archiver.storage.lts import FileSystemLts
+from archiver.storage.lts_directory import FileSystemLts
 from cli.receipt import receipt as receipt_of
 from tests.pipeline.conftest import MakeSystem
 from tests.pipeline.moments import MIB, dataset_workflow, full_lts, noise, stage, until

@@ -16,7 +16,7 @@ from pydantic import SecretStr
 
 from archiver.errors import StagingFault
 from archiver.settings import LtsSettings, S3Settings
-from archiver.storage.lts import FileSystemLts
+from archiver.storage.lts_directory import FileSystemLts
 from archiver.storage.objects import Bucket
 
 SHUTDOWN = 0x8004587D

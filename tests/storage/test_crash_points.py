@@ -37,7 +37,7 @@ import hashlib, os, signal, sys
 from pathlib import Path
 from archiver.progress import Silent
 from archiver.settings import LtsSettings
-from archiver.storage.lts import FileSystemLts
+from archiver.storage.lts_directory import FileSystemLts
 from tests.storage.test_crash_points import BAG, DATA, MANIFEST
 
 def archive(root, attempt):

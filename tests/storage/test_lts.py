@@ -17,8 +17,8 @@ from archiver.errors import IntegrityMismatch, LtsFault, LtsFull, LtsMarkerMissi
 from archiver.progress import Silent
 from archiver.settings import LtsSettings
 from archiver.storage import direct_write
-from archiver.storage import lts as lts_module
-from archiver.storage.lts import FileSystemLts
+from archiver.storage import lts_directory as lts_module
+from archiver.storage.lts_directory import FileSystemLts
 from tests.datablock.making import packed
 from tests.storage.conftest import Disk, new_lts, run
 

@@ -14,7 +14,7 @@ import pytest
 from archiver.direct_io import BUFFER_BYTES, PastCacheReader
 from archiver.errors import ArchiverError, IntegrityMismatch
 from archiver.progress import Silent
-from archiver.storage.lts import FileSystemLts
+from archiver.storage.lts_directory import FileSystemLts
 from tests.storage.conftest import Disk, new_lts
 from tests.storage.test_crash_points import BAG, DATA, MANIFEST, PAYLOAD, WHOLE, found
 from tests.storage.test_lts import PID, copy

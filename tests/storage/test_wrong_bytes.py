@@ -18,7 +18,7 @@ from archiver.progress import Silent
 from archiver.settings import S3Settings
 from archiver.storage import objects
 from archiver.storage.landing import S3Landing
-from archiver.storage.lts import FileSystemLts
+from archiver.storage.lts_directory import FileSystemLts
 from archiver.storage.objects import GET_PART_BYTES, Bucket
 from tests.datablock.making import catalogue, limits
 from tests.storage.conftest import new_bucket

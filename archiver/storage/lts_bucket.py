@@ -1,0 +1,854 @@
+"""The LTS in a bucket of any storage class: ``Lts`` of objects (docs/architecture.md, "A bucket as LTS").
+
+An object appears under its final name whole or not at all, and never over another (``If-None-Match: *``). Every part of a
+datablock is sent with its SHA-256, which the store verifies and keeps; what it keeps is the SHA-256 over those of the parts,
+and is compared again whenever the datablock is. Where the class is one that must be restored before it is read (Glacier), a
+datablock is read back first and changes its class then; manifests, the bag's files and our own stay readable at once.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import threading
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from botocore.exceptions import ClientError
+
+from archiver import model as m
+from archiver.datablock.bag import TAG_MANIFEST
+from archiver.datablock.events import EVENTS, added
+from archiver.datablock.manifest import ManifestReader
+from archiver.datablock.verify import VerifyResult, verify
+from archiver.errors import IntegrityMismatch, LtsFault, LtsFull, LtsMarkerMissing, NotRecalled
+from archiver.progress import Progress, Silent
+from archiver.settings import LtsBucketSettings
+from archiver.storage.lts import (
+    DATABLOCK,
+    MARKER,
+    OWN,
+    Bags,
+    Chunks,
+    Leftover,
+    Space,
+    check_copied,
+    new_marker,
+    of_staging,
+    other_bytes,
+    other_content,
+    pairs,
+    read_marker,
+)
+from archiver.storage.objects import DIGEST, Bucket, Buffer, ObjectInfo, OpenUpload, part_bytes
+from archiver.storage.targets import Together
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+RESTORED_FIRST = ("GLACIER", "DEEP_ARCHIVE")
+"""Classes whose objects must be restored before they can be read (S3 user guide, "Restoring an archived object")."""
+READABLE = "STANDARD"
+MARKER_SECONDS = 60.0
+"""For so long a marker that was seen is believed: a bucket does not lose its mount."""
+PART_BYTES = "part-bytes"
+"""Metadata of a datablock: the length of its parts, without which the store's checksum says nothing."""
+PUT_THREADS = 2
+COPY_THREADS = 8
+RENEW = timedelta(days=1)
+"""A restored copy that ends sooner is asked for again."""
+FULL = ("QuotaExceeded", "InsufficientStorage", "XMinioStorageFull", "507")
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A datablock as the store tells of it. ``checksum``: the SHA-256 over its parts', base64, or empty."""
+
+    size: int
+    version: str
+    sha256: str
+    part_bytes: int
+    checksum: str
+    storage_class: str
+    archived: bool
+    restore: str
+    """S3's ``x-amz-restore``: whether one is under way, or until when the restored copy lasts."""
+
+    @property
+    def readable(self) -> bool:
+        """Whether its bytes can be read now."""
+        return not self.archived or 'ongoing-request="false"' in self.restore
+
+    @property
+    def ends(self) -> datetime | None:
+        """When the restored copy ends."""
+        _, found, rest = self.restore.partition('expiry-date="')
+        try:
+            return parsedate_to_datetime(rest.partition('"')[0]) if found else None
+        except ValueError:
+            return None
+
+
+class Parts:
+    """Cuts a stream into parts, and takes the SHA-256 of each, of all its bytes, and S3's over those of the parts."""
+
+    def __init__(self, length: int) -> None:
+        self._length = length
+        self._whole = hashlib.sha256()
+        self._part = hashlib.sha256()
+        self._digests: list[bytes] = []
+        self._held = self.size = 0
+
+    def add(self, chunk: Buffer) -> Iterator[memoryview]:
+        """Take the next bytes; gives them back in pieces none of which goes over a part's end (``full``)."""
+        data = memoryview(chunk).cast("B")
+        self._whole.update(data)
+        while len(data):
+            piece, data = data[: self._length - self._held], data[self._length - self._held :]
+            self._part.update(piece)
+            self._held += len(piece)
+            self.size += len(piece)
+            yield piece
+            if self.full:
+                self.end_part()
+
+    @property
+    def full(self) -> bool:
+        """Whether a part has just been filled."""
+        return self._held == self._length
+
+    def end_part(self) -> None:
+        """The part is at its end."""
+        self._digests.append(self._part.digest())
+        self._part = hashlib.sha256()
+        self._held = 0
+
+    def over(self, chunks: Iterable[Buffer]) -> Iterator[memoryview]:
+        """The same chunks, looked at as they pass."""
+        for chunk in chunks:
+            for _ in self.add(chunk):
+                pass
+            yield memoryview(chunk)
+
+    @property
+    def sha256(self) -> str:
+        """Of all bytes, hexadecimal."""
+        return self._whole.hexdigest()
+
+    @property
+    def checksum(self) -> str:
+        """What the store must say of an object uploaded in these parts: SHA-256 of their SHA-256s, base64."""
+        digests = [*self._digests, *([self._part.digest()] if self._held or not self._digests else [])]
+        return _base64(hashlib.sha256(b"".join(digests)).digest())
+
+
+class BucketLts(Bags):
+    """``Lts`` in a bucket. ``bucket`` raises ``LtsFault``."""
+
+    def __init__(self, bucket: Bucket, settings: LtsBucketSettings, identity: str) -> None:
+        self._bucket = bucket
+        self._settings = settings
+        self._identity = identity
+        self._lock = threading.Lock()
+        self._seen = -MARKER_SECONDS
+
+    def where(self, dataset: str = "") -> str:
+        """As ``Lts``."""
+        return f"s3://{self._bucket.name}/{self._settings.prefix}{dataset}"
+
+    def close(self) -> None:
+        """As ``Lts``: nothing runs beside."""
+
+    # --- identity -----------------------------------------------------------------------------------------------------
+
+    def setup(self, *, dry_run: bool = False) -> bool:
+        """As ``Lts``: creates the bucket, sees that the store keeps what we rely on, and writes the marker.
+
+        Raises ``LtsFault`` for a store that overwrites, keeps no SHA-256, or has no such class.
+        """
+        new = self._bucket.ensure(dry_run=dry_run)
+        if not (new and dry_run):
+            found = self._read_marker()
+            if found == self._identity:
+                return False
+            if found is not None:
+                raise self._no_marker(found)
+        if not dry_run:
+            self.probe()
+            self._put_new(self._key(MARKER), new_marker(self._identity))
+        return True
+
+    def probe(self) -> None:
+        """Write, refuse to overwrite, and remove an object; raises ``LtsFault`` if the store does not as it must."""
+        dataset, name = f"{OWN}/probe", "1.tar"
+        key, data = self._key(dataset, name), b"probe"
+        self._remove([key])
+        try:
+            self._upload(key, [data], len(data), self._upload_class(), Silent())
+            stored = self._needed(dataset, name)
+            parts = Parts(len(data))
+            list(parts.add(data))
+            self._same_checksum(stored, parts, f"{dataset}/{name}")
+            try:
+                self._upload(key, [b"other"], 5, self._upload_class(), Silent())
+                overwritten = True
+            except _There:
+                overwritten = False
+            if overwritten:
+                raise self._unfit("does not refuse to overwrite (If-None-Match: *)")
+            if stored.storage_class != self._settings.storage_class:
+                self._change_class(dataset, name, stored, parts, Silent())
+                if (found := self._needed(dataset, name).storage_class) != self._settings.storage_class:
+                    raise self._unfit(f"has no class {self._settings.storage_class}: an object of it is {found}")
+        finally:
+            self._remove([key])
+
+    def _unfit(self, what: str) -> LtsFault:
+        return LtsFault(
+            f"the store of {self.where()} {what}",
+            expected="an S3 store that keeps SHA-256 checksums, never overwrites when told so, and has the class of the settings",
+            found=f"one that {what}",
+            next_step="use another store, or correct lts.bucket.storage_class",
+            retryable=False,
+        )
+
+    def check_marker(self) -> None:
+        """As ``Lts``."""
+        now = time.monotonic()
+        if now - self._seen < MARKER_SECONDS:
+            return
+        if (found := self._read_marker()) != self._identity:
+            raise self._no_marker(found)
+        self._seen = now
+
+    def _no_marker(self, found: str | None) -> LtsMarkerMissing:
+        return LtsMarkerMissing(
+            f"{self.where()} is not the LTS {self._identity!r}",
+            expected=f"marker {MARKER} of identity {self._identity!r}",
+            found="no marker" if found is None else f"identity {found!r}",
+            next_step="correct lts.bucket; a new LTS is prepared by  archiver setup",
+        )
+
+    def _read_marker(self) -> str | None:
+        data = self._bucket.get(self._key(MARKER))
+        return None if data is None else read_marker(data)
+
+    # --- space: a bucket has no end that could be asked for ----------------------------------------------------------------
+
+    def space(self) -> Space | None:
+        """As ``Lts``."""
+        self.check_marker()
+        return None
+
+    def wait_for_space(self, key: str, need_bytes: int, progress: Progress) -> None:
+        """As ``Lts``: a store that is full says so when it is written to, which is retried."""
+        self.check_marker()
+
+    def release(self, key: str) -> None:
+        """As ``Lts``."""
+
+    def release_all(self, dataset: str) -> None:
+        """As ``Lts``."""
+
+    # --- datablocks ---------------------------------------------------------------------------------------------------
+
+    def copy_in(
+        self,
+        dataset: str,
+        name: str,
+        chunks: Iterable[Buffer],
+        *,
+        size: int,
+        sha256: str,
+        attempt: str,
+        promise: str,
+        progress: Progress,
+    ) -> None:
+        """As ``Lts``: uploaded in parts, each with its SHA-256, and completed only where nothing is."""
+        self.check_marker()
+        key = self._key(dataset, name)
+        if (there := self._head(key)) is not None:
+            self._same(dataset, name, there, chunks, size, sha256, progress)
+            return
+        # What killed tries of this work left open: nobody sees it, and it is paid for.
+        self._bucket.abort_uploads(key)
+        metadata = {DIGEST: sha256}
+        try:
+            found = self._upload(key, of_staging(chunks), size, self._upload_class(), progress, metadata, sha256)
+        except _There:
+            raise LtsFault(
+                f"{name} of {dataset} appeared while it was written",
+                expected="nothing under its name",
+                found="an object",
+                next_step="retried: it is then compared with what was packed",
+            ) from None
+        self._same_checksum(self._needed(dataset, name), found, f"{dataset}/{name}")
+
+    def _upload_class(self) -> str:
+        """The class in which a datablock is written: a readable one, if it is to be read back."""
+        wanted = self._settings.storage_class
+        return READABLE if self._settings.read_back and wanted in RESTORED_FIRST else wanted
+
+    def _upload(
+        self,
+        key: str,
+        chunks: Iterable[Buffer],
+        size: int,
+        storage_class: str,
+        progress: Progress,
+        metadata: dict[str, str] | None = None,
+        sha256: str | None = None,
+    ) -> Parts:
+        """Upload under ``key``, if nothing is there (raises ``_There``); whole or not at all, of these bytes or not."""
+        length = max(self._settings.part_bytes, part_bytes(size))
+        parts = Parts(length)
+        metadata = {**(metadata or {}), PART_BYTES: str(length)}
+        with (
+            self._upload_of(key, storage_class, metadata) as upload,
+            _threads(PUT_THREADS, length, progress) as threads,
+        ):
+            done: list[Any] = []
+            body = io.BytesIO()
+
+            def send() -> None:
+                data = body.getvalue()
+                number = len(done) + 1
+                digest = _base64(hashlib.sha256(data).digest())
+                done.append({"PartNumber": number, "ChecksumSHA256": digest})
+                threads.submit(len(data), upload.put, number, data, digest, done[-1])
+                body.seek(0)
+                body.truncate()
+
+            for chunk in chunks:
+                for piece in parts.add(chunk):
+                    body.write(piece)
+                    if body.tell() == length:
+                        send()
+                progress.advance(len(chunk))
+                if parts.size > size:
+                    break
+            if body.tell() or not done:
+                send()
+            threads.drain()
+            if sha256 is not None:
+                check_copied(key, (size, sha256), (parts.size, parts.sha256))
+            upload.complete(done)
+        return parts
+
+    @contextmanager
+    def _upload_of(self, key: str, storage_class: str, metadata: dict[str, str]) -> Iterator[_Upload]:
+        """An upload in parts, aborted unless it was completed."""
+        with self._faults(key):
+            answer = self._boto.create_multipart_upload(
+                Bucket=self._bucket.name,
+                Key=key,
+                ChecksumAlgorithm="SHA256",
+                StorageClass=storage_class,  # type: ignore[arg-type]  # stores have classes of their own
+                Metadata=metadata,
+            )
+        upload = _Upload(self, key, answer["UploadId"])
+        try:
+            yield upload
+        except BaseException:
+            # What failed is what is told; where even this fails, the next try or a sweep takes the rest.
+            try:
+                self._bucket.abort_upload(key, upload.id)
+            except LtsFault:
+                pass
+            raise
+
+    def _same(
+        self,
+        dataset: str,
+        name: str,
+        there: Stored,
+        chunks: Iterable[Buffer],
+        size: int,
+        sha256: str,
+        progress: Progress,
+    ) -> None:
+        """An earlier attempt completed it: the same bytes, by the store's checksum, or somebody else's."""
+        called = f"{name} of {dataset}"
+        if (there.size, there.sha256) != (size, sha256) or not there.part_bytes:
+            raise other_bytes(
+                called, f"{size} B, SHA-256 {sha256}", f"{there.size} B, SHA-256 {there.sha256 or 'unknown'}"
+            )
+        progress.note("was copied by an earlier attempt: comparing it with what is staged")
+        parts = Parts(there.part_bytes)
+        for chunk in parts.over(of_staging(chunks)):
+            progress.advance(len(chunk))
+        check_copied(called, (size, sha256), (parts.size, parts.sha256))
+        if there.checksum and there.checksum != parts.checksum:
+            raise other_bytes(called, f"checksum {parts.checksum}", f"checksum {there.checksum}")
+        self._same_checksum(there, parts, called)
+
+    def _same_checksum(self, stored: Stored, parts: Parts, called: str) -> None:
+        """Raises ``IntegrityMismatch`` unless the store keeps the checksum of these parts."""
+        if not stored.checksum:
+            raise self._unfit("keeps no SHA-256 checksum of an object uploaded in parts")
+        if (stored.size, stored.checksum) != (parts.size, parts.checksum):
+            raise IntegrityMismatch(
+                f"the store keeps another checksum of {called} than that of what was sent",
+                expected=f"{parts.size} B, SHA-256 over its parts {parts.checksum}",
+                found=f"{stored.size} B, {stored.checksum}",
+                next_step="it is set aside and made anew; see the health of the store",
+                retryable=False,
+            )
+
+    def prove(
+        self, dataset: str, name: str, manifest: bytes, *, staged: Chunks | None, progress: Progress
+    ) -> VerifyResult:
+        """As ``Lts``: read back and unpacked, or what is staged unpacked, and the store's checksum compared with the same
+        bytes' own; then it goes into its class. What an earlier run proved stands in a small object of ours.
+        """
+        self.check_marker()
+        stored = self._needed(dataset, name)
+        if not stored.part_bytes:
+            raise other_bytes(
+                f"{name} of {dataset}", "an object of ours, in parts of a length that is known", "another"
+            )
+        called = f"{dataset}/{name}"
+        chunks: Chunks
+        if stored.readable and self._settings.read_back:
+            chunks, level, how = self._chunks(dataset, name), "host", "GET"
+        elif staged is not None:
+            chunks, level, how = staged, "cache", "the store's SHA-256, and the staged bytes"
+        else:
+            return self._proved(dataset, name, manifest, stored)
+        last = Parts(stored.part_bytes)
+
+        def read() -> Generator[memoryview]:
+            nonlocal last
+            last = Parts(stored.part_bytes)
+            yield from last.over(chunks())
+
+        result = verify(read, manifest, progress=progress.advance)
+        self._same_checksum(stored, last, called)
+        if stored.storage_class != self._settings.storage_class and not stored.archived:
+            progress.note(f"changing its class to {self._settings.storage_class}")
+            self._change_class(dataset, name, stored, last, progress)
+        note = {"checksum": last.checksum, "sha256": result.sha256, "level": level, "how_read": how}
+        self._bucket.put(self._proof(dataset, name), json.dumps(note).encode())
+        return replace(result, level=level, how_read=how)
+
+    def _proved(self, dataset: str, name: str, manifest: bytes, stored: Stored) -> VerifyResult:
+        """What was proved before, by a run that is gone: the store must still keep the checksum that was proved then."""
+        footer = ManifestReader([manifest]).read_footer()
+        data = self._bucket.get(self._proof(dataset, name))
+        note = json.loads(data) if data is not None else {}
+        if (note.get("checksum"), note.get("sha256"), footer.packed_bytes) != (
+            stored.checksum,
+            footer.sha256,
+            stored.size,
+        ):
+            raise IntegrityMismatch(
+                f"nothing proves that {dataset}/{name} is what its manifest says, and it cannot be read at once",
+                expected=f"a proof of SHA-256 {footer.sha256} with the store's checksum {stored.checksum or '-'}",
+                found=f"one of {note.get('sha256')} with {note.get('checksum')}" if note else "none",
+                next_step="it is set aside and made anew",
+                retryable=False,
+            )
+        return VerifyResult(
+            note["level"], note["how_read"], footer.size_bytes, footer.packed_bytes, footer.files, footer.sha256
+        )
+
+    def check(self, dataset: str, name: str, manifest: bytes, progress: Progress) -> VerifyResult:
+        """As ``Lts``, fetched from the store anew."""
+        self.check_marker()
+        result = verify(self._chunks(dataset, name), manifest, progress=progress.advance)
+        return replace(result, level="host", how_read="GET")
+
+    def read(self, dataset: str, name: str) -> Iterator[memoryview]:
+        """As ``Lts``, once."""
+        return self._chunks(dataset, name)()
+
+    def part(self, dataset: str, name: str, offset: int, size: int) -> Iterator[memoryview]:
+        """As ``Lts``."""
+        return self._chunks(dataset, name, (offset, offset + size))()
+
+    def _chunks(
+        self, dataset: str, name: str, span: tuple[int, int] | None = None
+    ) -> Callable[[], Generator[memoryview]]:
+        def read() -> Generator[memoryview]:
+            stored = self._needed(dataset, name)
+            if not stored.readable:
+                raise NotRecalled(
+                    f"{dataset}/{name} is in class {stored.storage_class} and is not restored",
+                    expected="a restored copy",
+                    found="none, or one that has ended",
+                    next_step="it is asked for again",
+                    retryable=False,
+                )
+            within = None if span is None else (span[0], min(span[1], stored.size))
+            if within is not None and within[0] >= within[1]:
+                return
+            key = self._key(dataset, name)
+            for chunk in self._bucket.stream(key, size=stored.size, version=stored.version, span=within):
+                yield memoryview(chunk)
+
+        return read
+
+    # --- classes --------------------------------------------------------------------------------------------------------
+
+    def recall(self, dataset: str, name: str) -> bool:
+        """As ``Lts``: asks for a restore, unless one is under way or its copy lasts."""
+        self.check_marker()
+        stored = self._needed(dataset, name)
+        if not stored.archived:
+            return True
+        lasts = stored.readable and (stored.ends is None or stored.ends > datetime.now(UTC) + RENEW)
+        if not lasts and 'ongoing-request="true"' not in stored.restore:
+            self._restore(self._key(dataset, name))
+            stored = self._needed(dataset, name)
+        return stored.readable
+
+    def _restore(self, key: str) -> None:
+        wanted: Any = {
+            "Days": self._settings.restore_days,
+            "GlacierJobParameters": {"Tier": self._settings.restore_tier},
+        }
+        with self._faults(key):
+            try:
+                self._boto.restore_object(Bucket=self._bucket.name, Key=key, RestoreRequest=wanted)
+            except ClientError as error:
+                if error.response["Error"]["Code"] != "RestoreAlreadyInProgress":
+                    raise
+
+    def _change_class(self, dataset: str, name: str, stored: Stored, parts: Parts, progress: Progress) -> None:
+        """Copy onto itself, by the store, in the same parts: then it must keep the same checksum. Raises as ``prove``."""
+        key = self._key(dataset, name)
+        self._copy(key, stored, key, self._settings.storage_class, progress)
+        self._same_checksum(self._needed(dataset, name), parts, f"{dataset}/{name}")
+
+    def _copy(self, source: str, stored: Stored, target: str, storage_class: str, progress: Progress) -> None:
+        """Within the store, whatever the size. ``target`` is replaced only if it is the source itself, in this version."""
+        length = stored.part_bytes or self._settings.part_bytes
+        metadata = {DIGEST: stored.sha256, PART_BYTES: str(length)}
+        with self._upload_of(target, storage_class, metadata) as upload, _threads(COPY_THREADS, 0, progress) as threads:
+            done: list[Any] = []
+            if not stored.size:
+                done.append({"PartNumber": 1, "ChecksumSHA256": _base64(hashlib.sha256(b"").digest())})
+                upload.put(1, b"", done[0]["ChecksumSHA256"], done[0])
+            for start in range(0, stored.size, length):
+                done.append({"PartNumber": len(done) + 1})
+                end = min(start + length, stored.size)
+                threads.submit(0, upload.copy, len(done), source, stored.version, (start, end - 1), done[-1])
+            threads.drain()
+            upload.complete(done, over=stored.version if source == target else "")
+
+    # --- what is there ------------------------------------------------------------------------------------------------
+
+    def size_of(self, dataset: str, name: str) -> int | None:
+        """As ``Lts``."""
+        self.check_marker()
+        found = self._bucket.head(self._key(dataset, name))
+        return None if found is None else found.size
+
+    def names(self, dataset: str) -> list[str]:
+        """As ``Bags``."""
+        folder = self._key(dataset, "data/")
+        return sorted(entry.key.removeprefix(folder) for entry in self._bucket.list(folder))
+
+    def _head(self, key: str) -> Stored | None:
+        with self._faults(key):
+            try:
+                found = self._boto.head_object(Bucket=self._bucket.name, Key=key, ChecksumMode="ENABLED")
+            except ClientError as error:
+                if error.response["Error"]["Code"] in ("404", "NoSuchKey", "NotFound"):
+                    self._boto.head_bucket(Bucket=self._bucket.name)
+                    return None
+                raise
+        metadata = found["Metadata"]
+        storage_class: str = found.get("StorageClass") or READABLE
+        length = metadata.get(PART_BYTES, "")
+        return Stored(
+            size=found["ContentLength"],
+            version=found["ETag"],
+            sha256=metadata.get(DIGEST, ""),
+            part_bytes=int(length) if length.isdecimal() else 0,
+            # S3 adds the number of parts to the checksum over them.
+            checksum=found.get("ChecksumSHA256", "").partition("-")[0],
+            storage_class=storage_class,
+            archived=storage_class in RESTORED_FIRST or bool(found.get("ArchiveStatus")),
+            restore=found.get("Restore", ""),
+        )
+
+    def _needed(self, dataset: str, name: str) -> Stored:
+        stored = self._head(self._key(dataset, name))
+        if stored is None:
+            raise LtsFault(
+                f"{dataset}/{name} is not in {self.where()}",
+                expected="the datablock",
+                found="nothing",
+                next_step="see who removes objects from the LTS",
+                retryable=False,
+            )
+        return stored
+
+    def _key(self, *names: str) -> str:
+        return self._settings.prefix + "/".join(names)
+
+    def _proof(self, dataset: str, name: str) -> str:
+        return self._key(OWN, "proofs", dataset, name) + ".json"
+
+    # --- small files --------------------------------------------------------------------------------------------------
+
+    def get_small(self, dataset: str, name: str) -> bytes | None:
+        """As ``Lts``; compared with the SHA-256 that was stored with it."""
+        self.check_marker()
+        return self._bucket.get(self._key(dataset, name))
+
+    def put_small(self, dataset: str, name: str, data: bytes, attempt: str) -> None:
+        """As ``Lts``."""
+        self.check_marker()
+        self._put_new(self._key(dataset, name), data)
+
+    def _put_new(self, key: str, data: bytes) -> None:
+        """No-clobber, and read back; the same bytes there already are a success. Raises ``IntegrityMismatch`` for others."""
+        try:
+            self._put(key, data, IfNoneMatch="*")
+        except _There:
+            pass
+        if self._bucket.get(key) != data:
+            raise other_content(key)
+
+    def _put(self, key: str, data: bytes, **condition: str) -> None:
+        """Put a small object that the store verifies; raises ``_There`` if the condition does not hold."""
+        digest = hashlib.sha256(data)
+        with self._faults(key):
+            try:
+                self._boto.put_object(
+                    Bucket=self._bucket.name,
+                    Key=key,
+                    Body=data,
+                    ChecksumSHA256=_base64(digest.digest()),
+                    Metadata={DIGEST: digest.hexdigest()},
+                    **condition,  # type: ignore[arg-type]
+                )
+            except ClientError as error:
+                raise _there(error) from None
+
+    def publish_bag(self, dataset: str, files: dict[str, bytes], plan_id: str, progress: Progress) -> None:
+        """As ``Lts``. A complete bag of this plan stays as it is; the files of an incomplete one are replaced."""
+        if self.bag_is_there(dataset, files, plan_id):
+            return
+        *tags, last = files
+        for name in tags:
+            self._put(self._key(dataset, name), files[name])
+            if self._bucket.get(self._key(dataset, name)) != files[name]:
+                raise other_content(f"{dataset}/{name}")
+            progress.note(f"wrote {name}")
+        self._put_new(self._key(dataset, last), files[last])
+
+    def record_events(self, dataset: str, events: list[m.Event], attempt: str, progress: Progress) -> None:
+        """As ``Lts``. The one object beside a complete bag that is ever replaced; no manifest of the bag names it."""
+        self.check_marker()
+        key = self._key(dataset, EVENTS)
+        version = there.version if (there := self._bucket.head(key)) is not None else ""
+        before = self._bucket.get(key) or b""
+        after = added(before, events)
+        if after == before:
+            return
+        progress.note(f"writing {EVENTS}")
+        condition = {"IfMatch": version} if version else {"IfNoneMatch": "*"}
+        try:
+            self._put(key, after, **condition)
+        except _There:
+            raise LtsFault(
+                f"{key} was changed while it was added to",
+                expected=f"version {version or 'none'}",
+                found="another",
+                next_step="retried, from what is there now",
+            ) from None
+
+    # --- clearing -------------------------------------------------------------------------------------------------------
+
+    def remove_unverified(self, dataset: str) -> int:
+        """As ``Lts``: datablocks without a manifest, and uploads that were never completed."""
+        self.check_marker()
+        if self.size_of(dataset, TAG_MANIFEST) is not None:
+            return 0
+        names = self.names(dataset)
+        kept = {name for pair in pairs(names) for name in pair}
+        dead = [name for name in names if DATABLOCK.fullmatch(name) and name not in kept]
+        self._remove(self._key(dataset, "data", name) for name in dead)
+        return len(dead) + self._bucket.abort_uploads(self._key(dataset) + "/")
+
+    def _remove(self, keys: Iterable[str]) -> None:
+        self._bucket.delete(keys)
+
+    def leftovers(self, progress: Progress) -> Iterator[Leftover]:
+        """As ``Lts``: one listing of the bucket, a dataset's objects at a time."""
+        self.check_marker()
+        for upload in self._bucket.open_uploads(self._settings.prefix):
+            if (dataset := self._dataset(upload)) is not None:
+                yield Leftover(dataset, "an upload that was never completed", upload.begun)
+        for dataset, entries in self._listed():
+            progress.note(f"looking at {dataset}")
+            times: dict[str, float] = {}
+            complete = False
+            for entry in entries:
+                name = entry.key.removeprefix(self._key(dataset) + "/")
+                complete = complete or name == TAG_MANIFEST
+                if name.startswith("data/"):
+                    times[name.removeprefix("data/")] = entry.modified
+            kept = {name for pair in pairs(times) for name in pair}
+            dead = [when for name, when in times.items() if DATABLOCK.fullmatch(name) and name not in kept]
+            if dead and not complete:
+                yield Leftover(dataset, f"{len(dead)} unverified files", max(dead))
+
+    def datasets(self) -> Iterator[str]:
+        """As ``Lts``."""
+        self.check_marker()
+        return (dataset for dataset, _ in self._listed())
+
+    def _listed(self) -> Iterator[tuple[str, Iterator[ObjectInfo]]]:
+        """All objects, by dataset: S3 lists what begins alike together."""
+        grouped = groupby(self._bucket.list(self._settings.prefix), key=self._dataset)
+        return ((dataset, entries) for dataset, entries in grouped if dataset is not None)
+
+    def _dataset(self, entry: ObjectInfo | OpenUpload) -> str | None:
+        """The dataset an object is of: ``a/b/...``, or ``pid=.../...`` (``pid_path``)."""
+        first, *rest = entry.key.removeprefix(self._settings.prefix).split("/")
+        if first.startswith(".") or not rest:
+            return None
+        if first.startswith("pid="):
+            return first
+        return f"{first}/{rest[0]}" if len(rest) > 1 else None
+
+    def condemn(self, dataset: str, name: str, reason: str) -> None:
+        """As ``Lts``: copied by the store to ``.archiver/condemned``, with the reason beside it, then removed. An object that
+        is gone is no error. One that must be restored first is asked for: raises ``LtsFault``, to be retried.
+        """
+        self.check_marker()
+        key = self._key(dataset, name)
+        if (stored := self._head(key)) is None:
+            return
+        if not self.recall(dataset, name):
+            raise LtsFault(
+                f"{dataset}/{name} is in class {stored.storage_class} and is to be set aside",
+                expected="an object that can be copied",
+                found="one that is being restored",
+                next_step="retried until it is restored, which may take days",
+            )
+        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%f")
+        target = self._key(OWN, "condemned", f"{stamp}.{quote(f'{dataset}/{name}', safe='')[-180:]}")
+        note = {"was": f"{dataset}/{name}", "reason": reason, "when": stamp}
+        self._put(f"{target}.why.json", json.dumps(note).encode())
+        storage_class = self._settings.storage_class if DATABLOCK.fullmatch(name.rpartition("/")[2]) else READABLE
+        self._copy(key, stored, target, storage_class, Silent())
+        copied = self._bucket.head(target)
+        if copied is None or copied.size != stored.size:
+            raise LtsFault(
+                f"{target} is not a copy of {dataset}/{name}",
+                expected=f"{stored.size} B",
+                found="nothing" if copied is None else f"{copied.size} B",
+                next_step="retried; nothing was removed",
+            )
+        self._remove([self._proof(dataset, name), key])
+
+    # --- clients and faults -----------------------------------------------------------------------------------------------
+
+    @property
+    def _boto(self) -> S3Client:
+        return self._bucket.boto
+
+    @contextmanager
+    def _faults(self, key: str) -> Iterator[None]:
+        try:
+            with self._bucket.faults(key):
+                yield
+        except LtsFault as fault:
+            if any(code in fault.what.split() for code in FULL):
+                raise LtsFull(
+                    fault.what, expected=fault.expected, found=fault.found, next_step="retried; make room in the store"
+                ) from None
+            raise
+
+
+class _There(Exception):
+    """The condition of a request does not hold: something is there, or not what was read before."""
+
+
+def _there(error: ClientError) -> Exception:
+    """What the error of a conditional request becomes."""
+    code = error.response["Error"]["Code"]
+    return _There(code) if code in ("PreconditionFailed", "412", "ConditionalRequestConflict", "409") else error
+
+
+class _Upload:
+    """One upload in parts."""
+
+    def __init__(self, lts: BucketLts, key: str, upload_id: str) -> None:
+        self.id = upload_id
+        self._lts = lts
+        self._key = key
+
+    def put(self, number: int, data: bytes, digest: str, done: dict[str, Any]) -> None:
+        """Send a part, which the store compares with its digest; its ETag goes into ``done``."""
+        with self._lts._faults(self._key):
+            answer = self._lts._boto.upload_part(
+                Bucket=self._lts._bucket.name,
+                Key=self._key,
+                UploadId=self.id,
+                PartNumber=number,
+                Body=data,
+                ChecksumSHA256=digest,
+            )
+        done["ETag"] = answer["ETag"]
+
+    def copy(self, number: int, source: str, version: str, span: tuple[int, int], done: dict[str, Any]) -> None:
+        """Let the store copy a part, from the first to the last byte of ``span``; what it says of it goes into ``done``."""
+        with self._lts._faults(self._key):
+            answer = self._lts._boto.upload_part_copy(
+                Bucket=self._lts._bucket.name,
+                Key=self._key,
+                UploadId=self.id,
+                PartNumber=number,
+                CopySource={"Bucket": self._lts._bucket.name, "Key": source},
+                CopySourceRange=f"bytes={span[0]}-{span[1]}",
+                CopySourceIfMatch=version,
+            )["CopyPartResult"]
+        done["ETag"] = answer["ETag"]
+        if digest := answer.get("ChecksumSHA256"):
+            done["ChecksumSHA256"] = digest
+
+    def complete(self, done: list[Any], *, over: str = "") -> None:
+        """Make the object visible, where nothing is, or over that version. Raises ``_There`` if it is not so."""
+        condition: Any = {"IfMatch": over} if over else {"IfNoneMatch": "*"}
+        with self._lts._faults(self._key):
+            try:
+                self._lts._boto.complete_multipart_upload(
+                    Bucket=self._lts._bucket.name,
+                    Key=self._key,
+                    UploadId=self.id,
+                    MultipartUpload={"Parts": done},
+                    **condition,
+                )
+            except ClientError as error:
+                raise _there(error) from None
+
+
+@contextmanager
+def _threads(number: int, length: int, progress: Progress) -> Iterator[Together]:
+    """Parts on their way, at most ``number`` and one that waits."""
+    threads = Together(
+        "lts", threads=number, most_bytes=(number + 1) * max(length, 1), most=4 * number, progress=progress
+    )
+    try:
+        yield threads
+    finally:
+        threads.close()
+
+
+def _base64(digest: bytes) -> str:
+    return base64.b64encode(digest).decode()
