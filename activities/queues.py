@@ -115,6 +115,7 @@ class Service:
                     LtsSweep(settings, lts).find_on_lts,
                     on_read.plan_retrieve,
                     on_read.find_held,
+                    on_read.recall_datablocks,
                 ]
                 self._serve("lts-bag", slots.lts_bag, bag)
             if queues & {"catalogue", "delete"}:

@@ -69,7 +69,9 @@ class RetrieveLts:
         lts_read.compare(request.pid, json.loads(records), blocks, self._lts)
         wanted = self._wanted(keys)
         missing = set(wanted or ())
-        numbers, files, size, packed, largest = [], 0, 0, 0, 0
+        numbers: list[int] = []
+        recall: list[int] = []
+        files = size = packed = largest = 0
         for block in sorted(blocks.values(), key=lambda one: one.n):
             beat.note(f"looking at datablock {block.n} of {len(blocks)}")
             selected = select(self._manifest(request.pid, block), wanted)
@@ -77,6 +79,8 @@ class RetrieveLts:
                 continue
             missing -= selected.found
             numbers.append(block.n)
+            if not self._lts.readable(pid_path(request.pid), _name(block)):
+                recall.append(block.n)
             files, size = files + selected.files, size + selected.size_bytes
             packed += selected.read_bytes
             largest = max(largest, selected.footer.size_bytes)
@@ -93,7 +97,12 @@ class RetrieveLts:
         beat.note(f"looking for room in {target.where}")
         target.check_space(packed if request.destination.kind == "datablocks" else size)
         return w.PlanRetrieveResult(
-            datablocks=numbers, files=files, size_bytes=size, packed_bytes=packed, largest_bytes=largest
+            datablocks=numbers,
+            files=files,
+            size_bytes=size,
+            packed_bytes=packed,
+            largest_bytes=largest,
+            recall=recall,
         )
 
     @activity.defn(name="retrieve-datablock", no_thread_cancel_exception=True)
@@ -152,8 +161,25 @@ class RetrieveLts:
         """The datablocks of the dataset's bag. Raises ``LtsFault`` without a bag, ``IntegrityMismatch`` for a damaged one."""
         Beat()
         blocks, path = lts_read.held(self._lts, request.pid).values(), pid_path(request.pid)
-        sizes = [self._lts.size_of(path, f"data/{datablock_name(one.n, one.format)}") or 0 for one in blocks]
-        return w.HeldResult(datablocks=sorted(one.n for one in blocks), packed_bytes=max(sizes, default=0))
+        sizes = {one.n: self._lts.size_of(path, _name(one)) for one in blocks}
+        # One that is gone is told by the check of it.
+        recall = [one.n for one in blocks if sizes[one.n] is not None and not self._lts.readable(path, _name(one))]
+        return w.HeldResult(
+            datablocks=sorted(sizes), packed_bytes=max((size or 0 for size in sizes.values()), default=0), recall=recall
+        )
+
+    @activity.defn(name="recall-datablocks", no_thread_cancel_exception=True)
+    @told
+    def recall_datablocks(self, request: w.RecallRequest) -> w.RecallResult:
+        """Ask the LTS to restore these, where that is neither done nor under way; tells which cannot be read yet."""
+        beat, path = Beat(), pid_path(request.pid)
+        names = {one.n: _name(one) for one in lts_read.held(self._lts, request.pid).values()}
+        pending = []
+        for n in request.datablocks:
+            beat.note(f"asking for datablock {n}")
+            if n in names and not self._lts.recall(path, names[n]):
+                pending.append(n)
+        return w.RecallResult(pending=pending)
 
     @activity.defn(name="check-datablock", no_thread_cancel_exception=True)
     @told
@@ -162,7 +188,7 @@ class RetrieveLts:
         try:
             block = self._block(request.pid, request.n)
             manifest = self._manifest(request.pid, block)
-            path, name = pid_path(request.pid), f"data/{datablock_name(block.n, block.format)}"
+            path, name = pid_path(request.pid), _name(block)
             found = self._lts.check(path, name, manifest, Beat(self._lts.size_of(path, name) or 0))
         except IntegrityMismatch as error:
             error.datablock = request.n
@@ -225,6 +251,10 @@ class RetrieveLts:
 
     def _keys(self, request: w.Selection) -> RetrievalKeys:
         return RetrievalKeys(self._settings.staging.prefix, request.pid, request.selection)
+
+
+def _name(block: Held) -> str:
+    return f"data/{datablock_name(block.n, block.format)}"
 
 
 def _files(manifest: bytes, wanted: set[str] | None) -> Iterator[ManifestFile]:

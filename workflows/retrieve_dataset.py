@@ -16,7 +16,7 @@ with workflow.unsafe.imports_passed_through():
     from archiver.pids import workflow_id
     from archiver.retrieval import wire as w
 
-from workflows import steps
+from workflows import recall, steps
 from workflows.tasks import protected, windowed
 from workflows.visible import (
     BYTES_TOTAL,
@@ -54,15 +54,22 @@ class RetrieveDatablock:
     @workflow.run
     async def run(self, request: w.RetrieveDatablockRequest) -> w.RetrieveDatablockResult:
         """Raises the failed step's error. What was delivered of it is whole files, which the next run finds intact."""
+        if request.recall:
+            self.at("restored by the LTS")
+        result = await recall.read(request.pid, request.n, request.policy, request.recall, self.deliver)
+        self.at("delivered")
+        return result
+
+    async def deliver(self) -> w.RetrieveDatablockResult:
+        """Read, check and deliver what is wanted of it."""
+        request = self.request
         self.at("read from LTS")
-        result = await steps.RETRIEVE_DATABLOCK.run(
+        return await steps.RETRIEVE_DATABLOCK.run(
             request,
             policy=request.policy,
             summary=f"read datablock {request.n} of {request.pid}, check and deliver it",
             size_bytes=request.largest_bytes,
         )
-        self.at("delivered")
-        return result
 
     def at(self, stage: str) -> None:
         """Enter a stage."""
@@ -112,7 +119,8 @@ class RetrieveDataset(DatasetWork):
         """As ``DatasetWork``."""
         r = self.request
         plan = self.plan or await self.prepare()
-        self.at("reading", BYTES_TOTAL.value_set(plan.size_bytes), DATABLOCK_COUNT.value_set(len(plan.datablocks)))
+        stage = "restoring" if plan.recall and not self.done else "reading"
+        self.at(stage, BYTES_TOTAL.value_set(plan.size_bytes), DATABLOCK_COUNT.value_set(len(plan.datablocks)))
         start = self.done
         await windowed(plan.datablocks[start : start + DATABLOCKS_PER_RUN], self.datablock, r.policy.datablocks_at_once)
         if self.done < len(plan.datablocks):
@@ -134,6 +142,8 @@ class RetrieveDataset(DatasetWork):
             policy=policy,
             summary=f"compare {self.begun.datablocks} records with the LTS, and see what is wanted of each",
         )
+        if self.plan.recall:
+            await recall.asked_for(r.pid, self.plan.recall, policy)
         return self.plan
 
     def state(self) -> w.RetrieveDatasetState:
@@ -166,6 +176,7 @@ class RetrieveDataset(DatasetWork):
                             largest_bytes=plan.largest_bytes,
                             policy=r.policy,
                             owner_group=owner_group,
+                            recall=n in plan.recall,
                         ),
                         id=workflow_id("retrieve-datablock", r.pid, r.selection, str(n)),
                         parent_close_policy=ParentClosePolicy.REQUEST_CANCEL,
@@ -180,6 +191,8 @@ class RetrieveDataset(DatasetWork):
                     await workflow.sleep(pause, summary=f"datablock {n} of an earlier run is stopping")
                     pause = min(pause * 2, LONGEST_LOOK)
             self.done, self.files = self.done + 1, self.files + result.files
+            if self.stage == "restoring":
+                self.at("reading")
         finally:
             self.running.remove(n)
 

@@ -139,6 +139,7 @@ FINISH_RETRIEVE = Step[w.FinishRetrieveRequest, m.Done]("finish-retrieve-dataset
 FAIL_RETRIEVE = Step[w.FailRetrieveRequest, m.Done]("fail-retrieve-dataset", CATALOGUE, m.Done, CALL, never_gives_up=True)
 PLAN_RETRIEVE = Step[w.Selection, w.PlanRetrieveResult]("plan-retrieve", LTS_BAG, w.PlanRetrieveResult, 6 * HOUR)
 RETRIEVE_DATABLOCK = Step[w.RetrieveDatablockRequest, w.RetrieveDatablockResult]("retrieve-datablock", LTS_READ, w.RetrieveDatablockResult, 24 * HOUR, 2)
+RECALL = Step[w.RecallRequest, w.RecallResult]("recall-datablocks", LTS_BAG, w.RecallResult, 6 * HOUR)
 
 # --- verification of what is archived: nothing is changed ---------------------------------------------------------------
 FIND_HELD = Step[w.CheckDatasetRequest, w.HeldResult]("find-held", LTS_BAG, w.HeldResult, HOUR)

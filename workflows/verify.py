@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from temporalio import workflow
-from temporalio.exceptions import ActivityError, is_cancelled_exception
+from temporalio.exceptions import ActivityError, ApplicationError, is_cancelled_exception
 
 with workflow.unsafe.imports_passed_through():
     from archiver.retrieval import wire as w
 
-from workflows import steps
+from workflows import recall, steps
 from workflows.visible import details, explain, size
 
 DATABLOCKS_PER_RUN = 1000
@@ -33,27 +33,33 @@ class VerifyDataset:
         """Always ends with an outcome, unless it is cancelled."""
         try:
             held = await steps.FIND_HELD.run(request, policy=request.policy, summary=f"read the bag of {request.pid}")
+            left = [n for n in held.datablocks if n > request.after]
+            if later := [n for n in held.recall if n in left]:
+                await recall.asked_for(request.pid, later, request.policy)
         except ActivityError as error:
             self.failed(error, None)
             return self.done
-        left = [n for n in held.datablocks if n > request.after]
         for n in left[:DATABLOCKS_PER_RUN]:
-            await self.check(request, n, held.packed_bytes)
+            await self.check(request, n, held)
         if len(left) > DATABLOCKS_PER_RUN:
             following = {"done": self.done, "after": left[DATABLOCKS_PER_RUN - 1]}
             workflow.continue_as_new(request.model_copy(update=following))
         return self.done
 
-    async def check(self, request: w.CheckDatasetRequest, n: int, largest: int) -> None:
+    async def check(self, request: w.CheckDatasetRequest, n: int, held: w.HeldResult) -> None:
         """One datablock; one at a time, as verification of what is archived goes beside it."""
-        try:
-            result = await steps.CHECK.run(
+
+        async def read() -> w.CheckResult:
+            return await steps.CHECK.run(
                 w.CheckRequest(pid=request.pid, n=n),
                 policy=request.policy,
                 summary=f"read datablock {n} again and compare",
-                size_bytes=largest,
+                size_bytes=held.packed_bytes,
             )
-        except ActivityError as error:
+
+        try:
+            result = await recall.read(request.pid, n, request.policy, n in held.recall, read)
+        except (ActivityError, ApplicationError) as error:
             self.failed(error, n)
         else:
             self.add(n, result)
@@ -78,7 +84,7 @@ class VerifyDataset:
             update["messages"] = [*done.messages, result.bad][: w.MAX_CHECKED]
         self.done = done.model_copy(update=update)
 
-    def failed(self, error: ActivityError, n: int | None) -> None:
+    def failed(self, error: ActivityError | ApplicationError, n: int | None) -> None:
         """Count what could not be read; what is bad stays bad."""
         if is_cancelled_exception(error):
             raise error

@@ -93,6 +93,8 @@ class PlanRetrieveResult(m.Wire):
     packed_bytes: int
     largest_bytes: int
     """Plain bytes of the largest of these datablocks."""
+    recall: list[int] = Field(default_factory=list)
+    """Those of them that the LTS must restore before they can be read."""
 
 
 class RetrieveDatasetState(m.Wire):
@@ -121,6 +123,8 @@ class RetrieveDatablockRequest(Selection):
     largest_bytes: int
     policy: m.Policy = m.Policy()
     owner_group: str = ""
+    recall: bool = False
+    """It must be restored before it can be read."""
 
 
 class RetrieveDatablockResult(m.Wire):
@@ -161,10 +165,25 @@ class FailRetrieveRequest(Selection):
 
 
 class HeldResult(m.Wire):
-    """The datablocks of a dataset's bag, in order; ``packed_bytes``: of the largest."""
+    """The datablocks of a dataset's bag, in order; ``packed_bytes``: of the largest; ``recall``: those that the LTS must
+    restore before they can be read."""
 
     datablocks: list[int]
     packed_bytes: int = 0
+    recall: list[int] = Field(default_factory=list)
+
+
+class RecallRequest(m.Wire):
+    """Datablocks of a dataset that are to be made readable."""
+
+    pid: str
+    datablocks: list[int]
+
+
+class RecallResult(m.Wire):
+    """Those that cannot be read yet; the LTS has been asked for them."""
+
+    pending: list[int]
 
 
 class CheckRequest(m.Wire):

@@ -113,6 +113,9 @@ class Lts(Protocol):
         Raises ``IntegrityMismatch``, and ``NotRecalled`` where it cannot be read now.
         """
 
+    def readable(self, dataset: str, name: str) -> bool:
+        """Whether the datablock can be read now. Looks only."""
+
     def recall(self, dataset: str, name: str) -> bool:
         """Whether the datablock can be read now; if not, ask the store to make it so, which may take days."""
 

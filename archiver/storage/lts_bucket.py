@@ -8,19 +8,15 @@ datablock is read back first and changes its class then; manifests, the bag's fi
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import io
 import json
-import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
 
 from botocore.exceptions import ClientError
@@ -30,7 +26,7 @@ from archiver.datablock.bag import TAG_MANIFEST
 from archiver.datablock.events import EVENTS, added
 from archiver.datablock.manifest import ManifestReader
 from archiver.datablock.verify import VerifyResult, verify
-from archiver.errors import IntegrityMismatch, LtsFault, LtsFull, LtsMarkerMissing, NotRecalled
+from archiver.errors import IntegrityMismatch, LtsFault, LtsMarkerMissing, NotRecalled
 from archiver.progress import Progress, Silent
 from archiver.settings import LtsBucketSettings
 from archiver.storage.lts import (
@@ -49,11 +45,8 @@ from archiver.storage.lts import (
     pairs,
     read_marker,
 )
+from archiver.storage.multipart import Parts, There, base64_of, there, uploading
 from archiver.storage.objects import DIGEST, Bucket, Buffer, ObjectInfo, OpenUpload, part_bytes
-from archiver.storage.targets import Together
-
-if TYPE_CHECKING:
-    from mypy_boto3_s3 import S3Client
 
 RESTORED_FIRST = ("GLACIER", "DEEP_ARCHIVE")
 """Classes whose objects must be restored before they can be read (S3 user guide, "Restoring an archived object")."""
@@ -62,11 +55,8 @@ MARKER_SECONDS = 60.0
 """For so long a marker that was seen is believed: a bucket does not lose its mount."""
 PART_BYTES = "part-bytes"
 """Metadata of a datablock: the length of its parts, without which the store's checksum says nothing."""
-PUT_THREADS = 2
-COPY_THREADS = 8
 RENEW = timedelta(days=1)
 """A restored copy that ends sooner is asked for again."""
-FULL = ("QuotaExceeded", "InsufficientStorage", "XMinioStorageFull", "507")
 
 
 @dataclass(frozen=True)
@@ -98,59 +88,6 @@ class Stored:
             return None
 
 
-class Parts:
-    """Cuts a stream into parts, and takes the SHA-256 of each, of all its bytes, and S3's over those of the parts."""
-
-    def __init__(self, length: int) -> None:
-        self._length = length
-        self._whole = hashlib.sha256()
-        self._part = hashlib.sha256()
-        self._digests: list[bytes] = []
-        self._held = self.size = 0
-
-    def add(self, chunk: Buffer) -> Iterator[memoryview]:
-        """Take the next bytes; gives them back in pieces none of which goes over a part's end (``full``)."""
-        data = memoryview(chunk).cast("B")
-        self._whole.update(data)
-        while len(data):
-            piece, data = data[: self._length - self._held], data[self._length - self._held :]
-            self._part.update(piece)
-            self._held += len(piece)
-            self.size += len(piece)
-            yield piece
-            if self.full:
-                self.end_part()
-
-    @property
-    def full(self) -> bool:
-        """Whether a part has just been filled."""
-        return self._held == self._length
-
-    def end_part(self) -> None:
-        """The part is at its end."""
-        self._digests.append(self._part.digest())
-        self._part = hashlib.sha256()
-        self._held = 0
-
-    def over(self, chunks: Iterable[Buffer]) -> Iterator[memoryview]:
-        """The same chunks, looked at as they pass."""
-        for chunk in chunks:
-            for _ in self.add(chunk):
-                pass
-            yield memoryview(chunk)
-
-    @property
-    def sha256(self) -> str:
-        """Of all bytes, hexadecimal."""
-        return self._whole.hexdigest()
-
-    @property
-    def checksum(self) -> str:
-        """What the store must say of an object uploaded in these parts: SHA-256 of their SHA-256s, base64."""
-        digests = [*self._digests, *([self._part.digest()] if self._held or not self._digests else [])]
-        return _base64(hashlib.sha256(b"".join(digests)).digest())
-
-
 class BucketLts(Bags):
     """``Lts`` in a bucket. ``bucket`` raises ``LtsFault``."""
 
@@ -158,7 +95,6 @@ class BucketLts(Bags):
         self._bucket = bucket
         self._settings = settings
         self._identity = identity
-        self._lock = threading.Lock()
         self._seen = -MARKER_SECONDS
 
     def where(self, dataset: str = "") -> str:
@@ -189,28 +125,23 @@ class BucketLts(Bags):
 
     def probe(self) -> None:
         """Write, refuse to overwrite, and remove an object; raises ``LtsFault`` if the store does not as it must."""
-        dataset, name = f"{OWN}/probe", "1.tar"
-        key, data = self._key(dataset, name), b"probe"
-        self._remove([key])
+        dataset, name, data = f"{OWN}/probe", "1.tar", b"probe"
+        key = self._key(dataset, name)
+        self._bucket.delete([key])
         try:
-            self._upload(key, [data], len(data), self._upload_class(), Silent())
+            sent = self._upload(key, [data], len(data), Silent(), storage_class=self._settings.storage_class)
             stored = self._needed(dataset, name)
-            parts = Parts(len(data))
-            list(parts.add(data))
-            self._same_checksum(stored, parts, f"{dataset}/{name}")
+            self._same_checksum(stored, sent, f"{dataset}/{name}")
+            if (found := stored.storage_class) != self._settings.storage_class:
+                raise self._unfit(f"has no class {self._settings.storage_class}: an object of it is {found}")
             try:
-                self._upload(key, [b"other"], 5, self._upload_class(), Silent())
-                overwritten = True
-            except _There:
-                overwritten = False
-            if overwritten:
+                self._upload(key, [b"other"], 5, Silent())
+            except There:
+                pass
+            else:
                 raise self._unfit("does not refuse to overwrite (If-None-Match: *)")
-            if stored.storage_class != self._settings.storage_class:
-                self._change_class(dataset, name, stored, parts, Silent())
-                if (found := self._needed(dataset, name).storage_class) != self._settings.storage_class:
-                    raise self._unfit(f"has no class {self._settings.storage_class}: an object of it is {found}")
         finally:
-            self._remove([key])
+            self._bucket.delete([key])
 
     def _unfit(self, what: str) -> LtsFault:
         return LtsFault(
@@ -276,22 +207,22 @@ class BucketLts(Bags):
         """As ``Lts``: uploaded in parts, each with its SHA-256, and completed only where nothing is."""
         self.check_marker()
         key = self._key(dataset, name)
-        if (there := self._head(key)) is not None:
-            self._same(dataset, name, there, chunks, size, sha256, progress)
+        if (found := self._head(key)) is not None:
+            self._same(dataset, name, found, chunks, size, sha256, progress)
             return
         # What killed tries of this work left open: nobody sees it, and it is paid for.
         self._bucket.abort_uploads(key)
-        metadata = {DIGEST: sha256}
+        called = f"{dataset}/{name}"
         try:
-            found = self._upload(key, of_staging(chunks), size, self._upload_class(), progress, metadata, sha256)
-        except _There:
+            sent = self._upload(key, of_staging(chunks), size, progress, sha256=sha256, called=called)
+        except There:
             raise LtsFault(
                 f"{name} of {dataset} appeared while it was written",
                 expected="nothing under its name",
                 found="an object",
                 next_step="retried: it is then compared with what was packed",
             ) from None
-        self._same_checksum(self._needed(dataset, name), found, f"{dataset}/{name}")
+        self._same_checksum(self._needed(dataset, name), sent, called)
 
     def _upload_class(self) -> str:
         """The class in which a datablock is written: a readable one, if it is to be read back."""
@@ -303,68 +234,21 @@ class BucketLts(Bags):
         key: str,
         chunks: Iterable[Buffer],
         size: int,
-        storage_class: str,
         progress: Progress,
-        metadata: dict[str, str] | None = None,
-        sha256: str | None = None,
+        *,
+        sha256: str = "",
+        called: str = "",
+        storage_class: str = "",
     ) -> Parts:
-        """Upload under ``key``, if nothing is there (raises ``_There``); whole or not at all, of these bytes or not."""
-        length = max(self._settings.part_bytes, part_bytes(size))
-        parts = Parts(length)
-        metadata = {**(metadata or {}), PART_BYTES: str(length)}
-        with (
-            self._upload_of(key, storage_class, metadata) as upload,
-            _threads(PUT_THREADS, length, progress) as threads,
-        ):
-            done: list[Any] = []
-            body = io.BytesIO()
-
-            def send() -> None:
-                data = body.getvalue()
-                number = len(done) + 1
-                digest = _base64(hashlib.sha256(data).digest())
-                done.append({"PartNumber": number, "ChecksumSHA256": digest})
-                threads.submit(len(data), upload.put, number, data, digest, done[-1])
-                body.seek(0)
-                body.truncate()
-
-            for chunk in chunks:
-                for piece in parts.add(chunk):
-                    body.write(piece)
-                    if body.tell() == length:
-                        send()
-                progress.advance(len(chunk))
-                if parts.size > size:
-                    break
-            if body.tell() or not done:
-                send()
-            threads.drain()
-            if sha256 is not None:
-                check_copied(key, (size, sha256), (parts.size, parts.sha256))
-            upload.complete(done)
+        """Upload under ``key``, if nothing is there (raises ``There``); whole or not at all, of these bytes or not."""
+        parts = Parts(max(self._settings.part_bytes, part_bytes(size)))
+        metadata = {PART_BYTES: str(parts.length), **({DIGEST: sha256} if sha256 else {})}
+        with uploading(self._bucket, key, storage_class or self._upload_class(), metadata) as upload:
+            upload.send(chunks, parts, size, progress)
+            if sha256:
+                check_copied(called, (size, sha256), (parts.size, parts.sha256))
+            upload.complete()
         return parts
-
-    @contextmanager
-    def _upload_of(self, key: str, storage_class: str, metadata: dict[str, str]) -> Iterator[_Upload]:
-        """An upload in parts, aborted unless it was completed."""
-        with self._faults(key):
-            answer = self._boto.create_multipart_upload(
-                Bucket=self._bucket.name,
-                Key=key,
-                ChecksumAlgorithm="SHA256",
-                StorageClass=storage_class,  # type: ignore[arg-type]  # stores have classes of their own
-                Metadata=metadata,
-            )
-        upload = _Upload(self, key, answer["UploadId"])
-        try:
-            yield upload
-        except BaseException:
-            # What failed is what is told; where even this fails, the next try or a sweep takes the rest.
-            try:
-                self._bucket.abort_upload(key, upload.id)
-            except LtsFault:
-                pass
-            raise
 
     def _same(
         self,
@@ -499,6 +383,11 @@ class BucketLts(Bags):
 
     # --- classes --------------------------------------------------------------------------------------------------------
 
+    def readable(self, dataset: str, name: str) -> bool:
+        """As ``Lts``."""
+        self.check_marker()
+        return self._needed(dataset, name).readable
+
     def recall(self, dataset: str, name: str) -> bool:
         """As ``Lts``: asks for a restore, unless one is under way or its copy lasts."""
         self.check_marker()
@@ -516,9 +405,9 @@ class BucketLts(Bags):
             "Days": self._settings.restore_days,
             "GlacierJobParameters": {"Tier": self._settings.restore_tier},
         }
-        with self._faults(key):
+        with self._bucket.faults(key):
             try:
-                self._boto.restore_object(Bucket=self._bucket.name, Key=key, RestoreRequest=wanted)
+                self._bucket.boto.restore_object(Bucket=self._bucket.name, Key=key, RestoreRequest=wanted)
             except ClientError as error:
                 if error.response["Error"]["Code"] != "RestoreAlreadyInProgress":
                     raise
@@ -533,17 +422,11 @@ class BucketLts(Bags):
         """Within the store, whatever the size. ``target`` is replaced only if it is the source itself, in this version."""
         length = stored.part_bytes or self._settings.part_bytes
         metadata = {DIGEST: stored.sha256, PART_BYTES: str(length)}
-        with self._upload_of(target, storage_class, metadata) as upload, _threads(COPY_THREADS, 0, progress) as threads:
-            done: list[Any] = []
-            if not stored.size:
-                done.append({"PartNumber": 1, "ChecksumSHA256": _base64(hashlib.sha256(b"").digest())})
-                upload.put(1, b"", done[0]["ChecksumSHA256"], done[0])
-            for start in range(0, stored.size, length):
-                done.append({"PartNumber": len(done) + 1})
-                end = min(start + length, stored.size)
-                threads.submit(0, upload.copy, len(done), source, stored.version, (start, end - 1), done[-1])
-            threads.drain()
-            upload.complete(done, over=stored.version if source == target else "")
+        onto_itself = source == target
+        # versitygw 1.8 gives wrong checksums of copied parts, and refuses them then; what is set aside needs none.
+        with uploading(self._bucket, target, storage_class, metadata, checksum=onto_itself) as upload:
+            upload.copy(source, stored.version, stored.size, length, progress)
+            upload.complete(over=stored.version if onto_itself else "")
 
     # --- what is there ------------------------------------------------------------------------------------------------
 
@@ -559,12 +442,12 @@ class BucketLts(Bags):
         return sorted(entry.key.removeprefix(folder) for entry in self._bucket.list(folder))
 
     def _head(self, key: str) -> Stored | None:
-        with self._faults(key):
+        with self._bucket.faults(key):
             try:
-                found = self._boto.head_object(Bucket=self._bucket.name, Key=key, ChecksumMode="ENABLED")
+                found = self._bucket.boto.head_object(Bucket=self._bucket.name, Key=key, ChecksumMode="ENABLED")
             except ClientError as error:
                 if error.response["Error"]["Code"] in ("404", "NoSuchKey", "NotFound"):
-                    self._boto.head_bucket(Bucket=self._bucket.name)
+                    self._bucket.boto.head_bucket(Bucket=self._bucket.name)
                     return None
                 raise
         metadata = found["Metadata"]
@@ -616,26 +499,26 @@ class BucketLts(Bags):
         """No-clobber, and read back; the same bytes there already are a success. Raises ``IntegrityMismatch`` for others."""
         try:
             self._put(key, data, IfNoneMatch="*")
-        except _There:
+        except There:
             pass
         if self._bucket.get(key) != data:
             raise other_content(key)
 
     def _put(self, key: str, data: bytes, **condition: str) -> None:
-        """Put a small object that the store verifies; raises ``_There`` if the condition does not hold."""
+        """Put a small object that the store verifies; raises ``There`` if the condition does not hold."""
         digest = hashlib.sha256(data)
-        with self._faults(key):
+        with self._bucket.faults(key):
             try:
-                self._boto.put_object(
+                self._bucket.boto.put_object(
                     Bucket=self._bucket.name,
                     Key=key,
                     Body=data,
-                    ChecksumSHA256=_base64(digest.digest()),
+                    ChecksumSHA256=base64_of(digest.digest()),
                     Metadata={DIGEST: digest.hexdigest()},
                     **condition,  # type: ignore[arg-type]
                 )
             except ClientError as error:
-                raise _there(error) from None
+                raise there(error) from None
 
     def publish_bag(self, dataset: str, files: dict[str, bytes], plan_id: str, progress: Progress) -> None:
         """As ``Lts``. A complete bag of this plan stays as it is; the files of an incomplete one are replaced."""
@@ -653,7 +536,7 @@ class BucketLts(Bags):
         """As ``Lts``. The one object beside a complete bag that is ever replaced; no manifest of the bag names it."""
         self.check_marker()
         key = self._key(dataset, EVENTS)
-        version = there.version if (there := self._bucket.head(key)) is not None else ""
+        version = found.version if (found := self._bucket.head(key)) is not None else ""
         before = self._bucket.get(key) or b""
         after = added(before, events)
         if after == before:
@@ -662,7 +545,7 @@ class BucketLts(Bags):
         condition = {"IfMatch": version} if version else {"IfNoneMatch": "*"}
         try:
             self._put(key, after, **condition)
-        except _There:
+        except There:
             raise LtsFault(
                 f"{key} was changed while it was added to",
                 expected=f"version {version or 'none'}",
@@ -680,11 +563,8 @@ class BucketLts(Bags):
         names = self.names(dataset)
         kept = {name for pair in pairs(names) for name in pair}
         dead = [name for name in names if DATABLOCK.fullmatch(name) and name not in kept]
-        self._remove(self._key(dataset, "data", name) for name in dead)
+        self._bucket.delete(self._key(dataset, "data", name) for name in dead)
         return len(dead) + self._bucket.abort_uploads(self._key(dataset) + "/")
-
-    def _remove(self, keys: Iterable[str]) -> None:
-        self._bucket.delete(keys)
 
     def leftovers(self, progress: Progress) -> Iterator[Leftover]:
         """As ``Lts``: one listing of the bucket, a dataset's objects at a time."""
@@ -754,101 +634,4 @@ class BucketLts(Bags):
                 found="nothing" if copied is None else f"{copied.size} B",
                 next_step="retried; nothing was removed",
             )
-        self._remove([self._proof(dataset, name), key])
-
-    # --- clients and faults -----------------------------------------------------------------------------------------------
-
-    @property
-    def _boto(self) -> S3Client:
-        return self._bucket.boto
-
-    @contextmanager
-    def _faults(self, key: str) -> Iterator[None]:
-        try:
-            with self._bucket.faults(key):
-                yield
-        except LtsFault as fault:
-            if any(code in fault.what.split() for code in FULL):
-                raise LtsFull(
-                    fault.what, expected=fault.expected, found=fault.found, next_step="retried; make room in the store"
-                ) from None
-            raise
-
-
-class _There(Exception):
-    """The condition of a request does not hold: something is there, or not what was read before."""
-
-
-def _there(error: ClientError) -> Exception:
-    """What the error of a conditional request becomes."""
-    code = error.response["Error"]["Code"]
-    return _There(code) if code in ("PreconditionFailed", "412", "ConditionalRequestConflict", "409") else error
-
-
-class _Upload:
-    """One upload in parts."""
-
-    def __init__(self, lts: BucketLts, key: str, upload_id: str) -> None:
-        self.id = upload_id
-        self._lts = lts
-        self._key = key
-
-    def put(self, number: int, data: bytes, digest: str, done: dict[str, Any]) -> None:
-        """Send a part, which the store compares with its digest; its ETag goes into ``done``."""
-        with self._lts._faults(self._key):
-            answer = self._lts._boto.upload_part(
-                Bucket=self._lts._bucket.name,
-                Key=self._key,
-                UploadId=self.id,
-                PartNumber=number,
-                Body=data,
-                ChecksumSHA256=digest,
-            )
-        done["ETag"] = answer["ETag"]
-
-    def copy(self, number: int, source: str, version: str, span: tuple[int, int], done: dict[str, Any]) -> None:
-        """Let the store copy a part, from the first to the last byte of ``span``; what it says of it goes into ``done``."""
-        with self._lts._faults(self._key):
-            answer = self._lts._boto.upload_part_copy(
-                Bucket=self._lts._bucket.name,
-                Key=self._key,
-                UploadId=self.id,
-                PartNumber=number,
-                CopySource={"Bucket": self._lts._bucket.name, "Key": source},
-                CopySourceRange=f"bytes={span[0]}-{span[1]}",
-                CopySourceIfMatch=version,
-            )["CopyPartResult"]
-        done["ETag"] = answer["ETag"]
-        if digest := answer.get("ChecksumSHA256"):
-            done["ChecksumSHA256"] = digest
-
-    def complete(self, done: list[Any], *, over: str = "") -> None:
-        """Make the object visible, where nothing is, or over that version. Raises ``_There`` if it is not so."""
-        condition: Any = {"IfMatch": over} if over else {"IfNoneMatch": "*"}
-        with self._lts._faults(self._key):
-            try:
-                self._lts._boto.complete_multipart_upload(
-                    Bucket=self._lts._bucket.name,
-                    Key=self._key,
-                    UploadId=self.id,
-                    MultipartUpload={"Parts": done},
-                    **condition,
-                )
-            except ClientError as error:
-                raise _there(error) from None
-
-
-@contextmanager
-def _threads(number: int, length: int, progress: Progress) -> Iterator[Together]:
-    """Parts on their way, at most ``number`` and one that waits."""
-    threads = Together(
-        "lts", threads=number, most_bytes=(number + 1) * max(length, 1), most=4 * number, progress=progress
-    )
-    try:
-        yield threads
-    finally:
-        threads.close()
-
-
-def _base64(digest: bytes) -> str:
-    return base64.b64encode(digest).decode()
+        self._bucket.delete([self._proof(dataset, name), key])

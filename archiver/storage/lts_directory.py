@@ -274,8 +274,12 @@ class FileSystemLts(Bags):
         with self._verifiers.one() as verifier:
             return verifier.verify(path, manifest, direct_io=self._settings.direct_io, progress=progress)
 
-    def recall(self, dataset: str, name: str) -> bool:
+    def readable(self, dataset: str, name: str) -> bool:
         """As ``Lts``: a file system makes the reader wait."""
+        return True
+
+    def recall(self, dataset: str, name: str) -> bool:
+        """As ``Lts``."""
         return True
 
     def read(self, dataset: str, name: str) -> PastCacheReader:
