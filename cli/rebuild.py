@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
+from contextlib import closing
 from typing import Any, Protocol
 
 from archiver.catalogue.client import SciCat
@@ -15,7 +16,8 @@ from archiver.catalogue.rebuild import Rebuilding, Rebuilt
 from archiver.errors import ArchiverError, IntegrityMismatch, LtsMarkerMissing, NoBag, SettingsInvalid, SystemFault
 from archiver.pids import path_pid, pid_path
 from archiver.settings import Settings
-from archiver.storage.lts import FileSystemLts
+from archiver.storage.lts import Lts
+from archiver.storage.open import open_lts
 from cli import exits
 
 FAULTS_IN_A_ROW = 5
@@ -48,36 +50,53 @@ async def rebuild(options: Options, pid: str | None, *, from_lts: bool, apply: b
             next_step="archiver rebuild --from-lts  tells what would be done, and with --apply does it",
         )
     settings = options.settings()
-    lts = FileSystemLts(settings.lts)
-    await asyncio.to_thread(lts.check_marker)
-    counts: Counter[str] = Counter(good=0, bad=0, unknown=0, rebuilt=0, records=0)
-    codes: Counter[int] = Counter()
-    in_a_row = 0
-    async with SciCat(settings.scicat) as scicat:
-        await scicat.whoami()
-        work = Rebuilding(scicat, lts, settings.archive, apply=apply)
-        async for path in _paths(lts, pid, options):
-            try:
-                done = await work.dataset(path)
-            except LtsMarkerMissing:
-                raise
-            except ArchiverError as error:
-                outcome = outcome_of(error)
-                counts[outcome] += 1
-                codes[exits.exit_code(error)] += 1
-                told = {"type": error.type_name, "message": error.one_line()}
-                options.out(not_done(path_pid(path), error), pid=path_pid(path), outcome=outcome, error=told)
-                in_a_row = in_a_row + 1 if error.retryable else 0
-                if in_a_row >= FAULTS_IN_A_ROW:
+    with closing(open_lts(settings)) as lts:
+        await asyncio.to_thread(lts.check_marker)
+        async with SciCat(settings.scicat) as scicat:
+            await scicat.whoami()
+            tally = _Tally(options, apply)
+            work = Rebuilding(scicat, lts, settings.archive, apply=apply)
+            async for path in _paths(lts, pid, options):
+                try:
+                    tally.good(await work.dataset(path))
+                except LtsMarkerMissing:
                     raise
-            else:
-                in_a_row = 0
-                counts["good"] += 1
-                counts["rebuilt"] += done.changes
-                counts["records"] += len(done.missing)
-                options.out(lines(done, apply=apply), **data(done, apply=apply))
-    options.out(sums(counts, apply=apply), apply=apply, datasets=_all(counts), **counts)
-    return code_of(codes, counts["good"])
+                except ArchiverError as error:
+                    tally.failed(path_pid(path), error)
+                    if tally.in_a_row >= FAULTS_IN_A_ROW:
+                        raise
+    return tally.end()
+
+
+class _Tally:
+    """Tells each outcome, and counts them."""
+
+    def __init__(self, options: Options, apply: bool) -> None:
+        self._options = options
+        self._apply = apply
+        self._counts: Counter[str] = Counter(good=0, bad=0, unknown=0, rebuilt=0, records=0)
+        self._codes: Counter[int] = Counter()
+        self.in_a_row = 0
+        """Datasets that could not be looked at, one after another."""
+
+    def good(self, done: Rebuilt) -> None:
+        self.in_a_row = 0
+        self._counts.update(good=1, rebuilt=done.changes, records=len(done.missing))
+        self._options.out(lines(done, apply=self._apply), **data(done, apply=self._apply))
+
+    def failed(self, pid: str, error: ArchiverError) -> None:
+        outcome = outcome_of(error)
+        self.in_a_row = self.in_a_row + 1 if outcome == "unknown" else 0
+        self._counts[outcome] += 1
+        self._codes[exits.exit_code(error)] += 1
+        told = {"type": error.type_name, "message": error.one_line()}
+        self._options.out(not_done(pid, error), pid=pid, outcome=outcome, error=told)
+
+    def end(self) -> int:
+        """Tell the sums; the exit code."""
+        counts = self._counts
+        self._options.out(sums(counts, apply=self._apply), apply=self._apply, datasets=_all(counts), **counts)
+        return code_of(self._codes, counts["good"])
 
 
 def outcome_of(error: ArchiverError) -> str:
@@ -155,7 +174,7 @@ def _number(count: int, thing: str) -> str:
     return f"{count} {thing}{'s' if count != 1 else ''}"
 
 
-async def _paths(lts: FileSystemLts, pid: str | None, options: Options) -> AsyncIterator[str]:
+async def _paths(lts: Lts, pid: str | None, options: Options) -> AsyncIterator[str]:
     """The directory of this dataset, or those of all on the LTS, one after another."""
     if pid is not None:
         try:
@@ -168,7 +187,7 @@ async def _paths(lts: FileSystemLts, pid: str | None, options: Options) -> Async
                 next_step="check the pid",
             ) from None
         return
-    found: Iterator[str] = lts._datasets()
+    found: Iterator[str] = lts.datasets()
     while (path := await asyncio.to_thread(next, found, None)) is not None:
         try:
             path_pid(path)

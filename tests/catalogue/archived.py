@@ -17,7 +17,7 @@ from archiver.datablock.record import DatablockRecord
 from archiver.pids import pid_path
 from archiver.progress import Silent
 from archiver.settings import LtsSettings
-from archiver.storage.lts import FileSystemLts
+from archiver.storage.lts_directory import FileSystemLts
 from tests.catalogue.place import record
 from tests.datablock.making import catalogue, limits, source
 
