@@ -24,7 +24,7 @@ from archiver.catalogue import payloads
 from archiver.catalogue.admission import is_foreign
 from archiver.catalogue.client import SciCat
 from archiver.catalogue.records import Dataset
-from archiver.catalogue.retrieve import RetrieveAdmission, admit_retrieve
+from archiver.catalogue.retrieve import RetrieveAdmission, admit_retrieve, refuse_hostile_names
 from archiver.errors import CatalogueFault, Refused, TargetFault, UnknownDataset, UnknownFiles
 from archiver.pids import pid_path
 from archiver.retrieval import wire as w
@@ -68,7 +68,7 @@ class RetrieveCatalogue:
     async def begin_retrieve_job(self, request: m.BeginJobRequest) -> w.BeginRetrieveJobResult:
         """Read the job, refuse what is not ours or cannot be had, set it in progress.
 
-        Raises ``ForeignJob``, ``Refused``, ``HostilePath``. A job whose ``executionTime`` has not come is tried again then.
+        Raises ``ForeignJob``, ``Refused``. A job whose ``executionTime`` has not come is tried again then.
         """
         job = await self._scicat.job(request.job_id)
         now = datetime.now(UTC)
@@ -167,7 +167,8 @@ class RetrieveCatalogue:
     async def begin_retrieve_dataset(self, request: w.Selection) -> w.BeginRetrieveResult:
         """Mark the dataset as being retrieved; store the catalogue's datablocks, and the wanted names, checked against it.
 
-        Raises ``UnknownDataset``, ``Refused`` (not ours, not archived, being archived), ``UnknownFiles``, ``CatalogueFault``.
+        Raises ``UnknownDataset``, ``Refused`` (not ours, not archived, being archived), ``HostilePath``, ``UnknownFiles``,
+        ``CatalogueFault``.
         """
         dataset = await self._scicat.dataset(request.pid)
         if dataset is None:
@@ -178,6 +179,9 @@ class RetrieveCatalogue:
                 next_step="check the pid, and the rights of the archiver's account",
             )
         self._refuse(dataset)
+        admitted = await self._admitted(request.job_id, [request.pid])
+        names = dict(admitted.entries).get(request.pid, ())
+        refuse_hostile_names(request.job_id, request.pid, names)
         keys = self._keys(request)
         await self._scicat.patch_lifecycle(request.pid, payloads.lifecycle_retrieve_started(request.job_id))
         async with beating("reading datablocks") as say:
@@ -192,8 +196,6 @@ class RetrieveCatalogue:
                 )
             records = {block.archive_id: block.packed_size for block in blocks}
             await in_thread(self._staging.put, keys.records, json.dumps(records, sort_keys=True).encode())
-            admitted = await self._admitted(request.job_id, [request.pid])
-            names = dict(admitted.entries).get(request.pid, ())
             if names:
                 known = await self._known(request.pid, set(names), say)
                 data = gzip.compress(json.dumps(sorted(known)).encode(), mtime=0)

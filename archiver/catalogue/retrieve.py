@@ -45,8 +45,8 @@ class RetrieveAdmission(Admission):
 def admit_retrieve(job: Job, settings: Settings, *, now: datetime, pids: list[str] | None = None) -> RetrieveAdmission:
     """Decide on a retrieve job from its own record; of ``pids``, where an operator gave some, only these datasets.
 
-    Raises ``ForeignJob`` if it is another program's (nothing of it is ours to write); ``Refused`` if it is ours and asks for what
-    is not done here, ``HostilePath`` if it lists names that no file of a dataset can have (it must be told so).
+    Raises ``ForeignJob`` if it is another program's (nothing of it is ours to write), ``Refused`` if it is ours and asks for what
+    is not done here. Names are not looked at: they are their dataset's affair (P7, ``refuse_hostile_names``).
     """
     archive = settings.archive
     refuse_foreign_type(job, archive, archive.retrieve_job_type)
@@ -55,8 +55,6 @@ def admit_retrieve(job: Job, settings: Settings, *, now: datetime, pids: list[st
         refuse_no_datasets(job)
     wanted = _wanted(job)
     entries = [(pid, wanted.get(pid, ())) for pid in dict.fromkeys(wanted if pids is None else pids)]
-    for pid, names in entries:
-        refuse_hostile_names(job.id, pid, names)
     return RetrieveAdmission(
         pids=[pid for pid, _ in entries],
         not_before=start_time(job, now),
@@ -90,7 +88,10 @@ def _wanted(job: Job) -> dict[str, tuple[str, ...]]:
 
 
 def refuse_hostile_names(job_id: str, pid: str, names: Iterable[str]) -> None:
-    """Raises ``HostilePath`` naming the first of them and their number, if no dataset can have files of these names."""
+    """Raises ``HostilePath`` naming the first of them and their number, if no dataset can have files of these names.
+
+    Asked when the dataset is begun: the others of the job are retrieved all the same.
+    """
     hostile = [name for name in names if not _can_be(name)]
     if hostile:
         told = ", ".join(ascii(name[:MAX_TOLD]) for name in hostile[:FIRST])

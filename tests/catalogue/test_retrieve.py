@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from archiver.catalogue.admission import admit, refuse_foreign_type
 from archiver.catalogue.records import Job
-from archiver.catalogue.retrieve import ALWAYS_SENT, RetrieveAdmission, admit_retrieve
+from archiver.catalogue.retrieve import ALWAYS_SENT, RetrieveAdmission, admit_retrieve, refuse_hostile_names
 from archiver.errors import ForeignJob, HostilePath, Refused
 from archiver.retrieval.wire import Destination
 from archiver.settings import ArchiveSettings, RetrievalSettings, Settings
@@ -91,7 +91,7 @@ HOSTILE = [
 @pytest.mark.parametrize("name", HOSTILE)
 def test_p4_a_name_that_no_file_can_have_is_a_content_error_that_tells_it(name: str) -> None:
     with pytest.raises(HostilePath, match="lists 1 name that no file") as error:
-        admitted(v4([{"pid": "p/1", "files": []}, {"pid": "p/2", "files": ["good", name]}]))
+        refuse_hostile_names("job", "p/2", ["good", name])
     assert ascii(name[:60]) in str(error.value)
     assert "p/2" in str(error.value)
     assert "good" not in str(error.value.found)
@@ -99,15 +99,21 @@ def test_p4_a_name_that_no_file_can_have_is_a_content_error_that_tells_it(name: 
 
 def test_p4_of_many_such_names_the_first_ten_are_told_and_their_number() -> None:
     with pytest.raises(HostilePath, match="lists 25 names") as error:
-        admitted(v4([{"pid": "p", "files": [f"/{n:02}" + "\n" * 100 for n in range(25)]}]))
+        refuse_hostile_names("job", "p", [f"/{n:02}" + "\n" * 100 for n in range(25)])
     assert error.value.found is not None
     assert [f"/{n:02}" in error.value.found for n in range(25)] == [True] * 10 + [False] * 15
     assert error.value.found.endswith("and 15 more")
     assert str(error.value).endswith("list of files")
 
 
+def test_p7_a_job_is_not_refused_for_the_names_of_one_of_its_datasets() -> None:
+    listed = [{"pid": "p/1", "files": []}, {"pid": "p/2", "files": ["good", "../bad"]}]
+    assert admitted(v4(listed)).entries == [("p/1", ()), ("p/2", ("good", "../bad"))]
+
+
 def test_strange_names_that_a_file_can_have_are_taken_as_they_are() -> None:
     names = (" ", "a\nb", "-rf", "$(x)", "'\"", "ä/漢", "\\", "...", "x" * 255, "run 1/-")
+    refuse_hostile_names("job", "p", names)
     assert admitted(v4([{"pid": "p", "files": list(names)}])).entries == [("p", names)]
 
 

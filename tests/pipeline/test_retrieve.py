@@ -92,6 +92,30 @@ async def test_p4_files_that_the_dataset_does_not_have_are_named_and_nothing_is_
     assert (await served.lifecycle(pid))["retrieveStatusMessage"] == "datasetRetrievalFailed"
 
 
+async def test_p7_names_that_no_file_can_have_fail_their_dataset_and_no_other(served: System) -> None:
+    good, bad = await served.dataset(FILES), await served.dataset(FILES)
+    await served.archive(good, bad)
+    job = await served.job(
+        type="retrieve", jobParams={"datasetList": [{"pid": good, "files": []}, {"pid": bad, "files": []}]}
+    )
+    document = served.standin.store.get("jobs", job)
+    assert document is not None
+    document["jobParams"]["datasetList"][1]["files"] = ["a.txt", "../../etc/passwd"]
+    served.standin.store.put("jobs", job, document)
+    result = await (await jobs.start(served.client, job, None, retrieve=True)).result()
+    assert (result.status_code, result.counts) == (
+        "finishedWithDatasetErrors",
+        m.Counts(retrieved=1, content_errors=1),
+    )
+    assert await fetched(served, job) == FILES
+    told = (await served.job_record(job))["jobResultObject"]
+    assert {one["datasetId"] for one in told["result"]} == {good}
+    (failed,) = (one for one in told["datasets"] if one["pid"] == bad)
+    assert failed["error"]["type"] == "HostilePath"
+    assert "'../../etc/passwd'" in failed["message"]
+    assert (await served.lifecycle(bad))["retrieveStatusMessage"] == "datasetRetrievalFailed"
+
+
 async def test_a_dataset_that_is_not_archived_is_refused_in_words(served: System) -> None:
     pid = await served.dataset(FILES)
     job, result = await retrieve(served, pid)
