@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from moto.server import ThreadedMotoServer
 from pydantic import SecretStr
 from temporalio.client import Client
 from temporalio.contrib.pydantic import pydantic_data_converter
@@ -103,3 +104,15 @@ def s3(s3_folder: Path) -> Iterator[S3Settings]:
         )
     finally:
         child.stop()
+
+
+@pytest.fixture(scope="session")
+def moto() -> Iterator[S3Settings]:
+    """An S3 server in this process: it takes every key, as S3 does and a server on directories does not."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield S3Settings.model_validate(
+        {"endpoint": f"http://{host}:{port}", "access_key": "moto", "secret_key": SecretStr("moto-secret")}
+    )
+    server.stop()

@@ -11,8 +11,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from moto.server import ThreadedMotoServer
-from pydantic import SecretStr
 
 from archiver.errors import StagingFault
 from archiver.settings import LtsSettings, S3Settings
@@ -21,18 +19,6 @@ from archiver.storage.objects import Bucket
 
 SHUTDOWN = 0x8004587D
 """``FS_IOC_SHUTDOWN``; with flag 2 nothing more reaches the disk, not even the journal: a power cut."""
-
-
-@pytest.fixture(scope="session")
-def moto() -> Iterator[S3Settings]:
-    """An S3 server in this process: it takes every key, as S3 does and a server on directories does not."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield S3Settings.model_validate(
-        {"endpoint": f"http://{host}:{port}", "access_key": "moto", "secret_key": SecretStr("moto-secret")}
-    )
-    server.stop()
 
 
 @pytest.fixture(params=["versitygw", "moto"])
