@@ -1,4 +1,4 @@
-"""A restore that takes a day, or never ends, on a clock of the test's own: how often the LTS is asked, and when it is given up."""
+"""A restore that takes a day, or never ends, on a clock of the test: how often the LTS is asked, and when it is given up."""
 
 from __future__ import annotations
 
