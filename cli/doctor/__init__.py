@@ -10,7 +10,7 @@ from typing import Any
 
 from archiver.errors import ArchiverError
 from archiver.settings import Settings
-from cli.doctor import buckets, catalogue, landing, lts, machine, temporal
+from cli.doctor import buckets, catalogue, landing, lts, lts_bucket, machine, temporal
 from cli.doctor.check import Check, Outcome, Result, in_thread, look
 from cli.doctor.ground import Ground, Say
 from cli.setup import set_up
@@ -22,6 +22,7 @@ CHECKS: tuple[Check, ...] = (
     *buckets.CHECKS,
     *landing.CHECKS,
     *lts.CHECKS,
+    *lts_bucket.CHECKS,
 )
 
 

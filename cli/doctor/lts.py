@@ -261,6 +261,11 @@ def _size(count: int) -> str:
     return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
 
 
+def _mounted(ground: Ground) -> bool:
+    """Whether the LTS is a file system; what a bucket is asked, ``lts_bucket`` says."""
+    return ground.settings.lts.bucket is None
+
+
 HERE = ("lts marker",)
 WRITES = ("lts write",)
 CHECKS = (
@@ -269,6 +274,7 @@ CHECKS = (
         "lts.root carries the marker of lts.identity",
         "mount the LTS; a new one is prepared by  archiver setup  (never by doctor --fix: a lost mount has no marker either)",
         marker,
+        wanted=_mounted,
     ),
     Check(
         "lts write",
@@ -276,14 +282,23 @@ CHECKS = (
         "see the mount of the LTS and the rights of this user",
         write,
         HERE,
+        wanted=_mounted,
     ),
-    Check("lts fsync", "of a file and of its directory", "mount an LTS that makes fsync durable", fsync, WRITES),
+    Check(
+        "lts fsync",
+        "of a file and of its directory",
+        "mount an LTS that makes fsync durable",
+        fsync,
+        WRITES,
+        wanted=_mounted,
+    ),
     Check(
         "lts publish",
         "a finished file gets its final name by link or rename, and a name that is taken is left alone (P3)",
         "mount an LTS that has link(2) or renameat2(RENAME_NOREPLACE)",
         publishing,
         WRITES,
+        wanted=_mounted,
     ),
     Check(
         "lts direct io",
@@ -291,6 +306,7 @@ CHECKS = (
         "use a file system with O_DIRECT, or set lts.direct_io to never",
         past_cache,
         WRITES,
+        wanted=_mounted,
     ),
     Check(
         "lts reservation",
@@ -298,6 +314,7 @@ CHECKS = (
         "use a file system with fallocate (NFS: 4.2), or set slots.lts_copy to 1",
         reservation,
         WRITES,
+        wanted=_mounted,
     ),
     Check(
         "lts lock",
@@ -305,6 +322,7 @@ CHECKS = (
         "set worker.lock_dir to a directory on a local disk that all LTS workers share",
         lock,
         WRITES,
+        wanted=_mounted,
     ),
     Check(
         "lts space",
@@ -312,6 +330,7 @@ CHECKS = (
         "free space on the LTS, or lower lts.reserve",
         space,
         HERE,
+        wanted=_mounted,
     ),
     Check(
         "lts leftovers",
@@ -320,5 +339,6 @@ CHECKS = (
         leftovers,
         HERE,
         patience=1000,
+        wanted=_mounted,
     ),
 )

@@ -7,16 +7,23 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 import boto3
 import pytest
 from temporalio.client import WorkflowExecutionStatus
 
+from activities.queues import Service
 from archiver import model as m
+from archiver.errors import SettingsInvalid
 from archiver.pids import workflow_id
 from archiver.settings import S3Settings
+from cli.doctor import examine
+from cli.doctor.check import Outcome
+from cli.ls import ls as listed
 from cli.verify import verify
+from tests.pipeline.conftest import MakeSystem
 from tests.pipeline.moments import MIB, noise, until
 from tests.pipeline.oracle import nothing_runs
 from tests.pipeline.retrieving import delivered, ended, fetched, start_retrieve
@@ -252,6 +259,51 @@ async def test_p6_what_was_proved_is_used_by_the_next_run_without_a_restore(glac
     }
     assert glacier.asked(pid) == []
     assert proved <= set(glacier.classes(pid))
+
+
+async def test_the_doctor_tries_what_a_bucket_must_do(glacier: Glacier, tmp_path: Path) -> None:
+    async def found(**settings: object) -> dict[str, tuple[str, str]]:
+        bucket = glacier.system.settings.lts.bucket
+        assert bucket is not None
+        lts = glacier.system.settings.lts.model_copy(update={"bucket": bucket.model_copy(update=settings)})
+        results = await examine(glacier.system.settings.model_copy(update={"lts": lts}))
+        return {one.check.name: (one.finding.outcome, one.finding.found) for one in results if "lts" in one.check.name}
+
+    before = list(glacier.boto.list_objects_v2(Bucket=glacier.bucket)["Contents"])
+    good = await found()
+    ours = {name: outcome for name, (outcome, _) in good.items() if "pollers" not in name}
+    assert ours == dict.fromkeys(("lts bucket", "lts store", "lts restore", "lts bucket lock"), Outcome.OK), good
+    outcome, text = (await found(storage_class="NO_SUCH_CLASS"))["lts store"]
+    assert (outcome, "InvalidStorageClass" in text) == (Outcome.FAIL, True), text
+    outcome, text = (await found(prefix="elsewhere/"))["lts bucket"]
+    assert (outcome, "no marker" in text) == (Outcome.FAIL, True), text
+    assert (await found(prefix="elsewhere/"))["lts store"][0] == Outcome.NOT_CHECKED
+    assert glacier.boto.list_objects_v2(Bucket=glacier.bucket)["Contents"] == before
+
+
+async def test_a_bucket_of_the_usual_class_on_a_real_server(
+    make_system: MakeSystem, tmp_path: Path, s3: S3Settings
+) -> None:
+    bucket = {"name": f"lts-{secrets.token_hex(4)}"}
+    system = await make_system({"lts": {"bucket": bucket}, "worker": {"lock_dir": str(tmp_path)}})
+    async with system.workers():
+        pid = await system.dataset(FILES)
+        assert (await system.archive(pid)).status_code == "finishedSuccessful"
+        job, handle = await start_retrieve(system, pid)
+        assert (await ended(handle)).status_code == "finishedSuccessful"
+        assert await fetched(system, job) == FILES
+        assert (await verify(system.client, system.settings, pid)).outcome == "good"
+    text, told, code = await listed(system.settings, pid, files=False)
+    assert (told["lts"], code, told["problems"]) == (f"s3://{bucket['name']}/{pid}", 0, []), text
+    assert list(system.lts.iterdir()) == []
+
+
+async def test_an_lts_worker_of_a_bucket_says_where_it_locks_or_does_not_start(glacier: Glacier) -> None:
+    settings = glacier.system.settings
+    worker = settings.worker.model_copy(update={"lock_dir": None})
+    with pytest.raises(SettingsInvalid, match=r"worker\.lock_dir is not set"):
+        async with Service(settings.model_copy(update={"worker": worker}), ["lts-read"]):
+            pass
 
 
 async def selection(system: System, pid: str) -> str:
