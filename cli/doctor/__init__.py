@@ -10,7 +10,7 @@ from typing import Any
 
 from archiver.errors import ArchiverError
 from archiver.settings import Settings
-from cli.doctor import buckets, catalogue, landing, lts, lts_bucket, machine, temporal
+from cli.doctor import buckets, catalogue, landing, lts, lts_bucket, machine, retrieval, temporal
 from cli.doctor.check import Check, Outcome, Result, in_thread, look
 from cli.doctor.ground import Ground, Say
 from cli.setup import set_up
@@ -20,6 +20,7 @@ CHECKS: tuple[Check, ...] = (
     *temporal.CHECKS,
     *catalogue.CHECKS,
     *buckets.CHECKS,
+    *retrieval.CHECKS,
     *landing.CHECKS,
     *lts.CHECKS,
     *lts_bucket.CHECKS,

@@ -121,10 +121,8 @@ async def deleting(which: str, ground: Ground) -> Finding:
 
 async def putting(which: str, ground: Ground) -> Finding:
     bucket = ground.bucket(which)
-    with_object = _with_object(bucket, f"{ground.own(which)}{ground.run}/put")
-    return await in_thread(
-        partial(with_object, lambda key, data: ok(f"{bucket.name}: {len(data)} B, and removed again"))
-    )
+    put = with_object(bucket, f"{ground.own(which)}{ground.run}/put")
+    return await in_thread(partial(put, lambda key, data: ok(f"{bucket.name}: {len(data)} B, and removed again")))
 
 
 async def getting(which: str, ground: Ground) -> Finding:
@@ -142,10 +140,10 @@ async def getting(which: str, ground: Ground) -> Finding:
             )
         return ok(f"{bucket.name}: the bytes that were put")
 
-    return await in_thread(partial(_with_object(bucket, f"{ground.own(which)}{ground.run}/get"), same))
+    return await in_thread(partial(with_object(bucket, f"{ground.own(which)}{ground.run}/get"), same))
 
 
-def _with_object(bucket: Bucket, key: str) -> Callable[[Callable[[str, bytes], Finding]], Finding]:
+def with_object(bucket: Bucket, key: str) -> Callable[[Callable[[str, bytes], Finding]], Finding]:
     """Put an object, look, and remove it, whatever was seen."""
 
     def work(see: Callable[[str, bytes], Finding]) -> Finding:

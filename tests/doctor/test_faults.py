@@ -361,6 +361,76 @@ async def test_an_upload_that_was_left_over_is_told(ward: Ward) -> None:
     seen.only("staging leftover uploads", WARN, "archiver sweep", "1 uploads older than a day")
 
 
+# --- where retrieved data is fetched -----------------------------------------------------------------------------------
+
+
+async def test_links_are_tried_at_the_address_that_requesters_have(ward: Ward, s3_proxy: FaultyS3) -> None:
+    seen = await ward.look(retrieval={"public_endpoint": s3_proxy.url})
+    assert seen.problems == set()
+    assert seen["retrieval links"].finding.found.startswith(s3_proxy.url)
+
+
+@pytest.mark.parametrize(
+    ("fault", "found"),
+    [
+        (S3Fault("GET", "/link", times=EVER, status=403), "403"),
+        (S3Fault("GET", "/link", times=EVER, flip=True), "gives other bytes than were put"),
+    ],
+)
+async def test_p8_an_address_whose_links_do_not_work_is_named_and_no_link_is_told(
+    ward: Ward, s3_proxy: FaultyS3, fault: S3Fault, found: str
+) -> None:
+    s3_proxy.faults.append(fault)
+    seen = await ward.look(retrieval={"public_endpoint": s3_proxy.url})
+    seen.only("retrieval links", FAIL, "", found)
+    assert "X-Amz" not in str(seen.results)
+
+
+async def test_an_address_of_links_that_cannot_be_reached_from_here_is_told(ward: Ward) -> None:
+    seen = await ward.look(retrieval={"public_endpoint": f"http://{NOBODY}"})
+    seen.only("retrieval links", WARN, "correct retrieval.public_endpoint", "cannot be reached from here")
+
+
+@pytest.fixture
+def shared(tmp_path: Path) -> Path:
+    """A directory for retrieved data."""
+    (tmp_path / "shared").mkdir()
+    return tmp_path / "shared"
+
+
+async def test_directories_for_retrieved_data_are_tried_and_left_as_they_were(ward: Ward, shared: Path) -> None:
+    (shared / ".archiver-doctor" / "host.1.abc").mkdir(parents=True)
+    os.utime(shared / ".archiver-doctor" / "host.1.abc", (1, 1))
+    (shared / "theirs").write_text("data")
+    (shared / "inner").mkdir()
+    retrieval = {"roots": [str(shared), str(shared / "inner"), str(shared)], "reserve": "1MiB"}
+    for seen in await asyncio.gather(*(ward.look(retrieval=retrieval) for _ in range(2))):
+        assert seen.problems == set(), seen.results
+        assert seen["retrieval roots"].finding.found == f"{shared}, {shared}/inner"
+    assert sorted(str(path.relative_to(shared)) for path in shared.rglob("*")) == ["inner", "theirs"]
+
+
+async def test_a_directory_that_is_not_there_is_named_and_not_made(ward: Ward, shared: Path) -> None:
+    seen = await ward.look(retrieval={"roots": [str(shared), str(shared / "none")], "reserve": "1MiB"})
+    seen.only("retrieval roots", FAIL, "mount it, or correct retrieval.roots", f"{shared}/none: No such file")
+    assert list(shared.iterdir()) == []
+
+
+async def test_a_directory_on_a_read_only_mount_is_named(ward: Ward, memory: Path) -> None:
+    run("mount", "-o", "remount,ro", str(memory))
+    seen = await ward.look(retrieval={"roots": [str(memory)], "reserve": "1MiB"})
+    seen.only("retrieval roots", FAIL, "mount it read-write", "Read-only file system")
+
+
+@pytest.mark.parametrize(
+    ("reserve", "remedy"), [("9000TiB", "lower retrieval.reserve"), ("99.99%", "free space there, or lower")]
+)
+async def test_a_directory_without_room_is_named(ward: Ward, memory: Path, reserve: str, remedy: str) -> None:
+    (memory / "full").write_bytes(b"x" * 2**20)
+    seen = await ward.look(retrieval={"roots": [str(memory)], "reserve": reserve})
+    seen.only("retrieval space", FAIL, remedy, str(memory))
+
+
 # --- landing zone -------------------------------------------------------------------------------------------------------
 
 
