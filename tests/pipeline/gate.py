@@ -27,6 +27,8 @@ class Gate:
         self._passed = 0
         self.holding = False
         """Whether something waits now, or did since the gate was last set."""
+        self.given_up = False
+        """Whether somebody went away whose answer waited, since the gate was last set."""
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="gate", daemon=True)
         self._thread.start()
@@ -47,7 +49,7 @@ class Gate:
         self._set(None, None)
 
     def _set(self, limit: int | None, rate: float | None) -> None:
-        self.holding = False
+        self.holding = self.given_up = False
         self._limit, self._rate, self._passed, self._since = limit, rate, 0, time.monotonic()
 
     def _may_pass(self, size: int) -> bool:
@@ -64,7 +66,7 @@ class Gate:
         to_server: asyncio.StreamWriter | None = None
         try:
             from_server, to_server = await asyncio.open_connection(self._host, self._port)
-            await asyncio.gather(self._pump(reader, to_server), self._pump(from_server, writer, gated=True))
+            await asyncio.gather(self._pump(reader, to_server), self._pump(from_server, writer, asker=reader))
         except (OSError, asyncio.CancelledError):
             pass  # either side may go at any time, and the gate too
         finally:
@@ -72,9 +74,12 @@ class Gate:
                 if end is not None:
                     end.close()
 
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, gated: bool = False) -> None:
+    async def _pump(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, asker: asyncio.StreamReader | None = None
+    ) -> None:
         while data := await reader.read(2**15):
-            while gated and not self._may_pass(len(data)):
+            while asker is not None and not self._may_pass(len(data)):
+                self.given_up |= asker.at_eof()
                 await asyncio.sleep(0.01)
             writer.write(data)
             await writer.drain()

@@ -19,7 +19,7 @@ PLAN = ("GET", r"/retrievals/{pid}/[0-9a-f]+/records\.json$")
 """``plan-retrieve`` reads what the step before it stored."""
 BEGIN = ("PUT", r"/retrievals/{pid}/[0-9a-f]+/records\.json$")
 """``begin-retrieve-dataset`` stores what SciCat said."""
-PUT_FILE = ("PUT", r"/{pid}/(?!\.scicat-archiver/)[^?]*$")
+PUT_FILE = ("PUT", r"^/retrieval-[^/]+/{pid}/(?!\.scicat-archiver/)[^?]*$")
 """``retrieve-datablock`` puts a small file."""
 PUT_PART = ("PUT", r"/{pid}/.*partNumber=2")
 """``retrieve-datablock`` is in the middle of a large file."""

@@ -91,8 +91,8 @@ class Stoppable:
 
     @property
     def landing_zone_hangs(self) -> bool:
-        """Whether it holds an answer back."""
-        return self._landing.holding
+        """Whether it holds an answer back, and whoever asked still waits for it."""
+        return self._landing.holding and not self._landing.given_up
 
     async def _at(self, pid: str, where: str) -> bool:
         return await stage(self.system, pid, 2) == where
@@ -257,9 +257,9 @@ async def test_p3_a_stop_while_the_landing_zone_is_listed_leaves_nothing_behind(
         else:
             assert (await job.result()).counts == m.Counts(cancelled=1)
         seconds = time.monotonic() - start
+        assert stoppable.landing_zone_hangs, "before the listing's own time limit had come"
     finally:
         await stoppable.let_go()
-    assert seconds < 45, "well before the listing's own time limit of 60 s"
     await assert_clean(system, pid, "datasetCreated", files=SMALL)
     table.add("comparing with the landing zone (S3 hangs)", what, way, seconds, "nothing")
 
