@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Iterator
 
 from temporalio import activity
@@ -15,10 +16,14 @@ from archiver.datablock.pack import pack
 from archiver.datablock.plan import Plan, make_plan, merge_sorted
 from archiver.errors import ChecksumDiffers, OwnFault, SourceChanged, StagingFault
 from archiver.patience import patiently
+from archiver.retrieval.keys import dead, works
 from archiver.settings import Settings
 from archiver.storage.landing import Landing, open_landing
 from archiver.storage.objects import Bucket
 from archiver.storage.staging import StagingKeys
+
+SWEEP = "SweepDataset"
+"""The workflow that clears what terminated runs left."""
 
 
 class PackActivities:
@@ -120,14 +125,25 @@ class PackActivities:
     @activity.defn(name="clean-staging", no_thread_cancel_exception=True)
     @told
     def clean_staging(self, request: m.PidRequest) -> m.Done:
-        """Remove everything that is staged for the dataset, and abort its uploads. Sources and LTS are elsewhere."""
+        """Remove everything that is staged for the dataset, and abort its uploads. Sources and LTS are elsewhere.
+
+        For a sweep, which saw that nothing of the dataset runs, also what retrievals left whose workflows were terminated.
+        """
         beat = Beat()
         prefix = self._keys(request.pid).dataset
         uploads = self._staging.abort_uploads(prefix)
         beat.note("removing staged objects")
         keys = [entry.key for entry in self._staging.list(prefix)]
         self._staging.delete(keys)
-        return m.Done(what=f"{len(keys)} staged objects removed, {uploads} uploads aborted")
+        what = f"{len(keys)} staged objects removed, {uploads} uploads aborted"
+        if activity.info().workflow_type == SWEEP:
+            # By age: a retrieval may begin at any moment.
+            before = time.time() - self._settings.sweep.leftovers_after_hours * 3600
+            listed = self._staging.list(works(self._settings.staging.prefix, request.pid))
+            left = dead(((entry.key, entry.modified) for entry in listed), before)
+            self._staging.delete(left)
+            what += f", {len(left)} objects of retrievals removed" if left else ""
+        return m.Done(what=what)
 
     def _staged(self, datablock_key: str, manifest_key: str) -> m.PackResult | None:
         """The result of an earlier attempt that finished, if what it staged is there in full."""

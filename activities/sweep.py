@@ -32,6 +32,7 @@ from archiver.catalogue.retrieve import admit_any, is_retrieval
 from archiver.errors import CatalogueFault, CatalogueRecordInvalid, ContentError, ForeignJob, Refused, UnknownJob
 from archiver.pids import path_pid
 from archiver.progress import Progress
+from archiver.retrieval.keys import retrieved_pid, works
 from archiver.settings import Settings
 from archiver.storage.lts import Lts
 from archiver.storage.objects import Bucket
@@ -348,12 +349,13 @@ class StagingSweep:
         prefix = self._settings.staging.prefix
         objects = ((entry.key, entry.modified, "staged objects") for entry in self._staging.list(f"{prefix}datasets/"))
         uploads = ((one.key, one.begun, "an open upload") for one in self._staging.open_uploads(f"{prefix}datasets/"))
+        retrievals = ((entry.key, entry.modified, "a retrieval") for entry in self._staging.list(works(prefix)))
 
         def ages() -> Iterator[tuple[str | None, Age]]:
-            for listed in (objects, uploads):
+            for listed, pid_of in ((objects, dataset_of), (uploads, dataset_of), (retrievals, retrieved_pid)):
                 for key, when, what in listed:
                     beat.advance(files=1)
-                    yield dataset_of(prefix, key), (when, what)
+                    yield pid_of(prefix, key), (when, what)
 
         return newest(ages())
 
@@ -412,7 +414,8 @@ async def running_jobs(client: Client) -> set[str]:
 async def running_datasets(client: Client) -> set[str]:
     """Pids of which a dataset's or a datablock's workflow runs."""
     with answering():
-        query = "WorkflowType IN ('ArchiveDataset', 'ArchiveDatablock') AND ExecutionStatus = 'Running'"
+        kinds = "'ArchiveDataset', 'ArchiveDatablock', 'RetrieveDataset', 'RetrieveDatablock'"
+        query = f"WorkflowType IN ({kinds}) AND ExecutionStatus = 'Running'"
         listed = [one.typed_search_attributes.get(PID) async for one in client.list_workflows(query)]
     return {pid for pid in listed if pid}
 

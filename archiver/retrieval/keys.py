@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from archiver.pids import pid_path
+from archiver.pids import path_pid, pid_path
 from archiver.retrieval.wire import Destination
 
 SELECTION_DIGITS = 24
@@ -22,6 +22,32 @@ def selection_of(destination: Destination, files: Iterable[str]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:SELECTION_DIGITS]
 
 
+def works(staging_prefix: str, pid: str | None = None) -> str:
+    """The prefix in staging below which lies what retrievals need while they run: of this dataset, or of all."""
+    return f"{staging_prefix}retrievals/" + (f"{pid_path(pid)}/" if pid is not None else "")
+
+
+def retrieved_pid(staging_prefix: str, key: str) -> str | None:
+    """The pid of the dataset whose retrieval a key of the staging bucket belongs to; None if it is no retrieval's."""
+    path, _, rest = key.removeprefix(works(staging_prefix)).rpartition("/")
+    path, _, selection = path.rpartition("/")
+    try:
+        return path_pid(path) if key.startswith(works(staging_prefix)) and selection and rest else None
+    except ValueError:
+        return None
+
+
+def dead(entries: Iterable[tuple[str, float]], before: float) -> list[str]:
+    """Of these keys of retrievals, each with when it was last written, those of selections of which nothing is younger.
+
+    A time that is not known (0) is taken for now.
+    """
+    selections: dict[str, list[tuple[str, float]]] = {}
+    for key, when in entries:
+        selections.setdefault(key.rpartition("/")[0], []).append((key, when))
+    return [key for listed in selections.values() if all(0 < when < before for _, when in listed) for key, _ in listed]
+
+
 @dataclass(frozen=True)
 class RetrievalKeys:
     """Keys of one dataset and selection. The same on every try; ``n`` counts datablocks from 1."""
@@ -33,7 +59,7 @@ class RetrievalKeys:
     @property
     def work(self) -> str:
         """Everything in staging that this retrieval needs while it runs, and nothing else, lies below this prefix."""
-        return f"{self.staging_prefix}retrievals/{pid_path(self.pid)}/{self.selection}/"
+        return f"{works(self.staging_prefix, self.pid)}{self.selection}/"
 
     @property
     def records(self) -> str:

@@ -16,10 +16,12 @@ from temporalio.service import RPCError, RPCStatusCode
 from archiver import model as m
 from archiver.catalogue.standin.app import Fault
 from archiver.settings import S3Settings
+from cli import jobs
 from tests.pipeline.conftest import MakeSystem
 from tests.pipeline.gate import gate_before_s3, landing_through, staging_through
 from tests.pipeline.moments import MIB, full_lts, noise, on_lts, stage, staged, until, uploads
 from tests.pipeline.oracle import assert_archived, assert_clean, nothing_left
+from tests.pipeline.retrieving import fetched
 from tests.pipeline.system import System
 from tests.pipeline.test_cancel import Stoppable
 from tests.sweep.sweeping import Sweeper, sweeping
@@ -241,6 +243,48 @@ async def test_a_dataset_that_another_archive_has_started_is_left_alone(make_sys
         assert (await sweeper.leftovers()).found == 0
 
 
+def of_retrievals(system: System) -> list[str]:
+    """What retrievals keep in staging."""
+    listed = system.boto.list_objects_v2(Bucket=system.staging_bucket, Prefix="retrievals/").get("Contents", [])
+    return [entry["Key"] for entry in listed]
+
+
+async def test_p5_what_a_terminated_retrieval_left_in_staging_is_cleared_and_one_that_runs_goes_on(
+    make_system: MakeSystem,
+) -> None:
+    system = await make_system()
+    pid, other = await system.dataset(SMALL), await system.dataset(SMALL)
+    async with system.workers():
+        assert (await system.archive(pid, other)).counts == m.Counts(archived=2)
+
+    async def begun(pid: str) -> tuple[str, Any]:
+        """A retrieval that waits for somebody to read the LTS."""
+        before = len(of_retrievals(system))
+        job = await system.job(type="retrieve", jobParams={"datasetList": [{"pid": pid, "files": []}]})
+        handle = await jobs.start(system.client, job, None, retrieve=True)
+        await until(lambda: len(of_retrievals(system)) > before)
+        return job, handle
+
+    async with system.workers("workflows,catalogue"):
+        await begun(pid)
+        await terminate_all(system)
+        job, handle = await begun(other)
+    record, bag = await system.record(pid), files_of(system, pid)
+    before = of_retrievals(system)
+    async with sweeping(system, "catalogue,pack,lts-bag") as sweeper:
+        assert (await sweeper.leftovers()).cleared == 0, "too young"
+    assert of_retrievals(system) == before
+    async with sweeping(system, "catalogue,pack,lts-bag", ANY_AGE) as sweeper:
+        swept = await until(lambda: _cleared(sweeper))
+    assert "1 objects of retrievals removed" in swept.lines[0]
+    assert of_retrievals(system) == [key for key in before if other in key]
+    assert (await system.record(pid), files_of(system, pid)) == (record, bag)
+    async with system.workers():
+        assert (await handle.result()).counts == m.Counts(retrieved=1)
+    assert await fetched(system, job) == SMALL
+    assert of_retrievals(system) == []
+
+
 async def test_a_dry_run_finds_and_changes_nothing(make_system: MakeSystem) -> None:
     system = await make_system()
     pid = await system.dataset(SMALL)
@@ -298,6 +342,12 @@ def everything(system: System, pid: str) -> tuple[Any, ...]:
 
 async def _in_stage(system: System, pid: str, n: int, where: str) -> bool:
     return await stage(system, pid, n) == where
+
+
+async def _cleared(sweeper: Sweeper) -> m.SweepLeftoversResult | None:
+    """Temporal's list of what runs may be behind."""
+    swept = await sweeper.leftovers()
+    return swept if swept.cleared else None
 
 
 async def _left_alone(sweeper: Sweeper) -> m.SweepLeftoversResult | None:
