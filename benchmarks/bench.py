@@ -12,13 +12,16 @@ from pathlib import Path
 from temporalio.client import Client
 
 from activities.connection import connect
-from archiver.settings import load
+from archiver.errors import TargetFault
+from archiver.settings import Settings, load
+from archiver.storage.objects import Bucket
 from benchmarks import machine
-from benchmarks.measure import Cost, Meter, run_command
+from benchmarks.measure import Cost, Meter, Served, run_command
 from benchmarks.system import System
 from benchmarks.workloads import Facility, Workload
 from cli import devdir, jobs
 from cli.programs import ROOT
+from cli.servers import clean_environment
 
 B_NEEDS = ("rclone", "tar", "igzip", "openssl")
 TINY = Workload("one tiny dataset", 3, 1024, "random")
@@ -27,11 +30,15 @@ TINY = Workload("one tiny dataset", 3, 1024, "random")
 class Bench:
     """A running system with a facility that fills it."""
 
-    def __init__(self, system: System, facility: Facility, client: Client, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, system: System, facility: Facility, client: Client, settings: Settings, say: Callable[[str], None]
+    ) -> None:
         self.system = system
         self.facility = facility
         self.client = client
         self.say = say
+        self.settings = settings
+        self.retrieval = Bucket(settings.retrieval.bucket, settings.s3, TargetFault)
         self.servers = {name: child.pid for name, child in system.servers.items()}
         self.b_lacks = machine.missing(B_NEEDS)
         info = system.info
@@ -56,7 +63,7 @@ class Bench:
             settings.s3, info["buckets"]["landing"], info["scicat_url"], info["scicat_user"], info["scicat_password"]
         )
         await facility.log_in()
-        return cls(system, facility, await connect(settings), say)
+        return cls(system, facility, await connect(settings), settings, say)
 
     async def dataset(self, workload: Workload) -> str:
         """A new dataset with its files; returns its pid."""
@@ -65,16 +72,23 @@ class Bench:
         self.facility.upload(pid, workload)
         return pid
 
-    async def one_file_many_times(self, workload: Workload) -> str:
-        """A new dataset of which all files have the same bytes, on the disk once: the S3 server keeps objects as files."""
+    async def one_file_many_times(self, workload: Workload, *, different: int = 1) -> str:
+        """A new dataset whose files have the bytes of the first ``different`` of them in turns, which alone are on the disk:
+        the S3 server keeps objects as files."""
         await self.facility.log_in()
         pid = await self.facility.dataset(workload)
-        self.facility.upload(pid, replace(workload, files=1))
-        folder = self.system.folder / "s3" / self.system.info["buckets"]["landing"] / pid
-        first, *others = workload.paths()
-        for path in others:
-            (folder / path).hardlink_to(folder / first)
+        self.facility.upload(pid, replace(workload, files=different))
+        folder = self.objects("landing") / pid
+        paths = workload.paths()
+        for parent in {(folder / path).parent for path in paths}:
+            parent.mkdir(exist_ok=True)
+        for k, path in enumerate(paths[different:]):
+            (folder / path).hardlink_to(folder / paths[k % different])
         return pid
+
+    def objects(self, bucket: str) -> Path:
+        """Where the S3 server keeps the objects of this bucket."""
+        return self.system.folder / "s3" / str(self.system.info["buckets"][bucket])
 
     async def warm_up(self) -> None:
         """A worker serves for weeks: what it does once is not measured."""
@@ -90,6 +104,32 @@ class Bench:
         if status != "finishedSuccessful":
             raise RuntimeError(f"job {job_id} ended {status}: {result.message}")
         return meter.cost
+
+    async def retrieve(self, pid: str) -> Cost:
+        """A retrieve job for all of ``pid``, from its submission to its final status in SciCat. Raises ``RuntimeError``."""
+        with Meter([child.pid for child in self.system.workers], self.servers) as meter:
+            job_id = await self.facility.job([pid], "retrieve")
+            handle = await jobs.start(self.client, job_id, None, retrieve=True)
+            result = await handle.result()
+        status = await self.facility.status(job_id)
+        if status != "finishedSuccessful":
+            raise RuntimeError(f"job {job_id} ended {status}: {result.message}")
+        return meter.cost
+
+    def reading(self) -> Served:
+        """The process that reads the LTS, with one slot, apart from the workers'."""
+        tables = {"worker": {"lock_dir": str(self.system.folder / "reading-locks")}, "slots": {"lts_read": 1}}
+        config = self.system.write_settings("reading.toml", tables)
+        return self._served("benchmarks.reading", [str(config)], {})
+
+    def reference_back(self) -> Served:
+        """Reference A's way back."""
+        return self._served("benchmarks.reference_back", [], self._environment)
+
+    def _served(self, module: str, arguments: list[str], environment: dict[str, str]) -> Served:
+        log = self.system.folder / "logs" / f"{module}.log"
+        clean = clean_environment(**environment, PYTHONPATH=str(ROOT), TMPDIR=str(self.system.temporary))
+        return Served([sys.executable, "-m", module, *arguments], clean, log, self.servers)
 
     def forget(self, pid: str, *, archived: bool = True) -> None:
         """Free the disk."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import statistics
 import subprocess
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -159,3 +161,54 @@ def run_command(command: list[str], env: Mapping[str, str], servers: Mapping[str
         raise RuntimeError(f"{command} ended with {process.returncode}: {said.decode(errors='replace')[-2000:]}")
     served = {name: cpu_seconds([pid]) - before[name] for name, pid in servers.items()}
     return Cost(wall, used.ru_utime + used.ru_stime, watch.most, served)
+
+
+class Served:
+    """A program that answers each line of its standard input with one of its standard output. A context manager.
+
+    What it does once, before its first request (imports, clients), is not measured: a worker serves for weeks.
+    """
+
+    def __init__(self, command: list[str], env: Mapping[str, str], log: Path, servers: Mapping[str, int]) -> None:
+        self._log = log
+        self._servers = servers
+        with log.open("wb") as said:
+            self._process = subprocess.Popen(
+                command, env=dict(env), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said
+            )
+        self._answer()
+
+    def __enter__(self) -> Served:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    @property
+    def pid(self) -> int:
+        """Of its process."""
+        return self._process.pid
+
+    def ask(self, **request: Any) -> tuple[dict[str, Any], Cost]:
+        """Its answer, and what that cost. Raises ``RuntimeError`` if it ended instead."""
+        assert self._process.stdin is not None
+        with Meter([self.pid], self._servers) as meter:
+            self._process.stdin.write(json.dumps(request).encode() + b"\n")
+            self._process.stdin.flush()
+            answer = self._answer()
+        return answer, meter.cost
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            said = self._log.read_text(errors="replace")[-2000:]
+            raise RuntimeError(f"{self._process.args} ended with {self._process.wait()}: {said}")
+        answer: dict[str, Any] = json.loads(line)
+        return answer

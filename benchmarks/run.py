@@ -22,7 +22,10 @@ from benchmarks.bench import Bench
 from benchmarks.bridge import posts
 from benchmarks.compared import compared
 from benchmarks.memory import memory
-from benchmarks.orchestrated import hundred, tiny
+from benchmarks.orchestrated import hundred, tiny, tiny_back
+from benchmarks.reading_memory import reading_memory
+from benchmarks.retrieved import retrieved
+from benchmarks.single import single
 from benchmarks.status import status
 from benchmarks.sweep import sweep
 from benchmarks.system import System
@@ -31,21 +34,24 @@ from benchmarks.workloads import DETECTOR, RANDOM, SMALL_FILES
 from cli.programs import ROOT
 from cli.servers import forget_callers_settings
 
-PARTS = ("detector", "random", "small-files", "verify", "tiny", "hundred", "memory", "bridge", "sweep", "status")
+RETRIEVALS = {"retrieve-detector": DETECTOR, "retrieve-random": RANDOM, "retrieve-small-files": SMALL_FILES}
+BACK = (*RETRIEVALS, "retrieve-one", "retrieve-tiny", "retrieve-memory")
+PARTS = ("detector", "random", "small-files", "verify", "tiny", "hundred", *BACK, "memory", "bridge", "sweep", "status")
+GROUPS = {"retrieve": BACK}
 
 
 def main() -> int:
     """The command line; 0 also where a target is not reached: the table says it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--small", action="store_true", help="a sixteenth of the data: to try it out; no figures")
-    parser.add_argument(
-        "--large", action="store_true", help="the packing process also at 16 GiB (needs 60 GiB of disk)"
-    )
+    parser.add_argument("--large", action="store_true", help="the packing and reading processes also at 16 GiB")
     parser.add_argument("--rounds", type=int, default=3, help="of A, B and ours in turn")
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, metavar="PART", help=", ".join(PARTS))
+    names = (*PARTS, *GROUPS)
+    parser.add_argument("--only", nargs="+", choices=names, default=PARTS, metavar="PART", help=", ".join(names))
     parser.add_argument("--markdown", action="store_true", help="the table for benchmarks/README.md")
     parser.add_argument("--dir", type=Path, default=ROOT / "build", help="where everything lies: on a real disk")
     given = parser.parse_args()
+    given.only = [part for name in given.only for part in GROUPS.get(name, (name,))]
     given.dir.mkdir(parents=True, exist_ok=True)
     if not machine.on_a_disk(given.dir):
         print(f"error    {given.dir} lies in memory\nnext     give --dir on a disk", file=sys.stderr)
@@ -87,6 +93,15 @@ async def measure(folder: Path, given: argparse.Namespace) -> list[table.Row]:
             rows += await tiny(bench, max(given.rounds, 7))
         if "hundred" in given.only:
             rows += await hundred(bench, 20 if given.small else 100, given.rounds)
+        for name, workload in RETRIEVALS.items():
+            if name in given.only:
+                rows += await retrieved(bench, workload.smaller(by) if by > 1 else workload, given.rounds)
+        if "retrieve-one" in given.only:
+            rows += await single(bench, max(given.rounds, 5), small=given.small)
+        if "retrieve-tiny" in given.only:
+            rows += await tiny_back(bench, max(given.rounds, 7))
+        if "retrieve-memory" in given.only:
+            rows += await reading_memory(bench, small=given.small, large=given.large)
         if "memory" in given.only:
             rows += await memory(bench, small=given.small, large=given.large)
         if "status" in given.only:  # last: its workflows stay

@@ -6,6 +6,7 @@ import json
 import sys
 import time
 import tomllib
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -94,11 +95,7 @@ class System:
 
     def start_workers(self, layout: tuple[str, ...] = DEV_LAYOUT, **tables: dict[str, Any]) -> Settings:
         """Worker processes of these queues, with settings over those of ``archiver dev``; returns the settings."""
-        config = self.folder / "bench.toml"
-        settings = tomllib.loads((self.folder / devdir.CONFIG).read_text())
-        for table, values in tables.items():
-            settings[table] = {**settings.get(table, {}), **values}
-        devdir.write_private(config, tomli_w.dumps(settings).encode())
+        config = self.write_settings("bench.toml", tables)
         for queues in layout:
             name = f"worker {queues}"
             log = self.folder / "logs" / f"worker-{queues.replace(',', '+')}.log"
@@ -109,6 +106,15 @@ class System:
         for child in self.workers:
             child.wait_for_log("serving ")
         return load(config)
+
+    def write_settings(self, name: str, tables: Mapping[str, Mapping[str, Any]]) -> Path:
+        """A settings file: these over those of ``archiver dev``."""
+        config = self.folder / name
+        settings = tomllib.loads((self.folder / devdir.CONFIG).read_text())
+        for table, values in tables.items():
+            settings[table] = {**settings.get(table, {}), **values}
+        devdir.write_private(config, tomli_w.dumps(settings).encode())
+        return config
 
     def stop_workers(self) -> None:
         """End them."""

@@ -130,10 +130,10 @@ class Facility:
         """Its files out of the landing zone."""
         self._bucket.delete(entry.key for entry in list(self._bucket.list(f"{pid}/")))
 
-    async def job(self, pids: list[str]) -> str:
-        """Submit an archive job; returns its id."""
+    async def job(self, pids: list[str], kind: str = "archive") -> str:
+        """Submit a job of this type; returns its id."""
         listed = [{"pid": pid, "files": []} for pid in pids]
-        job = {"type": "archive", "ownerGroup": "bench", "jobParams": {"datasetList": listed}}
+        job = {"type": kind, "ownerGroup": "bench", "jobParams": {"datasetList": listed}}
         return str((await self.http.post("/api/v4/jobs", json=job)).raise_for_status().json()["id"])
 
     async def status(self, job_id: str) -> str:
