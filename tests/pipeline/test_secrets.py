@@ -4,26 +4,20 @@ from __future__ import annotations
 
 import gzip
 import json
-import secrets
 from collections.abc import AsyncIterator, Iterator
 
 import psutil
 import pytest
-from temporalio.client import Client
 
 from archiver import model as m
 from archiver.catalogue.standin.app import Fault
 from archiver.settings import S3Settings
+from tests.pipeline.canaries import CANARY, PRESIGNED, histories, hits
 from tests.pipeline.faulty_s3 import EVER, FaultyS3, S3Fault
 from tests.pipeline.oracle import assert_archived, assert_clean
 from tests.pipeline.system import PASSWORD, System
 
 FILES = {"raw/a.h5": b"detector " * 9}
-CANARY = "canary-" + secrets.token_hex(12)
-PRESIGNED = (
-    f"https://user:{CANARY}@s3.example/b/k?X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Credential={CANARY}%2Fs3"
-    f"&X-Amz-Security-Token={CANARY}&X-Amz-Signature={CANARY}"
-)
 SOON = {"give_up_after_hours": 1 / 3600}
 
 
@@ -90,19 +84,6 @@ async def canaries(system: System, proxy: FaultyS3, s3: S3Settings) -> list[byte
         await assert_clean(system, pid, "scheduleArchiveJobFailed", files=FILES)
 
     return [secret.encode() for secret in sorted(found | set(system.standin.tokens))]
-
-
-def hits(canaries: list[bytes], data: bytes) -> list[bytes]:
-    """The secrets in it, and the tail of each that a cut would leave."""
-    return [secret for secret in canaries if secret in data or secret[:12] in data]
-
-
-async def histories(client: Client) -> AsyncIterator[tuple[str, bytes]]:
-    """Every event of every workflow of the namespace, payloads and failures included, as the server keeps them."""
-    async for one in client.list_workflows():
-        handle = client.get_workflow_handle(one.id, run_id=one.run_id)
-        async for event in handle.fetch_history_events():
-            yield f"{one.id} event {event.event_id}", event.SerializeToString()
 
 
 async def test_p8_no_event_of_any_history_holds_a_secret(canaries: list[bytes], system: System) -> None:
