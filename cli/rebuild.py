@@ -1,6 +1,6 @@
 """``archiver rebuild --from-lts``: SciCat's datablock records and counters from the bags on the LTS (docs/rebuild.md).
 
-Each dataset is told as soon as it was looked at, and then forgotten: an LTS of any size needs no more memory than one dataset.
+Each dataset is told as soon as it was looked at, and then forgotten: an LTS of any size needs no more memory than a few datasets.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from archiver.storage.lts import Lts
 from archiver.storage.open import open_lts
 from cli import exits
 
+DATASETS_AT_ONCE = 8
+"""Most of the time is SciCat's; what is written about one dataset is written one after another."""
 FAULTS_IN_A_ROW = 5
 """After so many datasets that SciCat or the LTS did not answer for, it is not the datasets' fault."""
 SHOWN = 10
@@ -56,16 +58,35 @@ async def rebuild(options: Options, pid: str | None, *, from_lts: bool, apply: b
             await scicat.whoami()
             tally = _Tally(options, apply)
             work = Rebuilding(scicat, lts, settings.archive, apply=apply)
-            async for path in _paths(lts, pid, options):
-                try:
-                    tally.good(await work.dataset(path))
-                except LtsMarkerMissing:
-                    raise
-                except ArchiverError as error:
-                    tally.failed(path_pid(path), error)
-                    if tally.in_a_row >= FAULTS_IN_A_ROW:
-                        raise
+            paths, one_by_one = _paths(lts, pid, options), asyncio.Lock()
+
+            async def some() -> None:
+                while True:
+                    async with one_by_one:
+                        path = await anext(paths, None)
+                    if path is None:
+                        return
+                    await _one(work, path, tally)
+
+            try:
+                async with asyncio.TaskGroup() as group:
+                    for _ in range(DATASETS_AT_ONCE):
+                        group.create_task(some())
+            except ExceptionGroup as failed:
+                raise failed.exceptions[0] from None
     return tally.end()
+
+
+async def _one(work: Rebuilding, path: str, tally: _Tally) -> None:
+    """One dataset. Raises only what keeps all of them from being looked at."""
+    try:
+        tally.good(await work.dataset(path))
+    except LtsMarkerMissing:
+        raise
+    except ArchiverError as error:
+        tally.failed(path_pid(path), error)
+        if tally.in_a_row >= FAULTS_IN_A_ROW:
+            raise
 
 
 class _Tally:
