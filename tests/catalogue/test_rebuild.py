@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,20 @@ import tomli_w
 from archiver.catalogue import payloads
 from archiver.catalogue.rebuild import Rebuilding, Rebuilt, differences
 from archiver.catalogue.standin.app import Account, Fault, StandIn, StandInSettings
-from archiver.errors import CatalogueFault, IntegrityMismatch, LtsMarkerMissing, NoBag, Refused, UnknownDataset
-from archiver.settings import ArchiveSettings
+from archiver.errors import (
+    CatalogueFault,
+    IntegrityMismatch,
+    LtsFault,
+    LtsMarkerMissing,
+    NoBag,
+    Refused,
+    UnknownDataset,
+)
+from archiver.settings import ArchiveSettings, S3Settings, load
 from archiver.storage.bags import read_bag
 from archiver.storage.lts import MARKER
+from archiver.storage.objects import Bucket
+from archiver.storage.open import open_lts
 from cli import rebuild as command
 from cli.servers import free_port
 from tests.catalogue.archived import FILES, JOB, archived, lts_in
@@ -627,12 +638,12 @@ class Site:
     def standin(self) -> StandIn:
         return self.server.standin
 
-    def settings(self, name: str, **scicat: Any) -> Path:
+    def settings(self, name: str, *, lts: dict[str, Any] | None = None, **scicat: Any) -> Path:
         """A settings file."""
         account = {} if "token" in scicat else {"username": "archiver", "password": PASSWORD}
         tables = {
             "scicat": {"url": self.server.url, **account, **scicat},
-            "lts": {"root": str(self.root), "identity": "test"},
+            "lts": {"root": str(self.root), "identity": "test", **(lts or {})},
         }
         path = self.folder / name
         path.write_text(tomli_w.dumps(tables))
@@ -822,6 +833,37 @@ async def test_an_account_that_scicat_refuses_is_told_without_its_secret(site: S
     ended = await site.rebuild("--apply", config=site.settings("bad.toml", **secret))
     assert (ended.code, site.records()) == (1, 0)
     assert "canary" not in ended.out + ended.err
+
+
+async def test_a_bucket_of_an_archive_class_is_read_as_well_and_nothing_is_restored(
+    site: Site, moto: S3Settings
+) -> None:
+    name, pids = f"lts-{secrets.token_hex(4)}", (PID, ODD)
+    keys = {"access_key": "moto", "secret_key": "moto-secret"}
+    bucket = {
+        "name": name,
+        "prefix": "lts/",
+        "storage_class": "GLACIER",
+        "s3": {"endpoint": str(moto.endpoint), **keys},
+    }
+    config = site.settings("bucket.toml", lts={"bucket": bucket})
+    open_lts(load(config)).setup()
+    boto = Bucket(name, moto, LtsFault).boto
+    for pid in pids:
+        site.dataset(pid)
+        folder = archived(site.folder / "made", pid)
+        for path in (path for path in folder.rglob("*") if path.is_file()):
+            cold = {"StorageClass": "GLACIER"} if path.name.endswith(".tar.gz") else {}
+            key = f"lts/{path.relative_to(site.folder / 'made')}"
+            boto.put_object(Bucket=name, Key=key, Body=path.read_bytes(), **cold)
+    ended = await site.rebuild("--apply", config=config)
+    assert (ended.code, site.records()) == (0, 4), ended.out + ended.err
+    assert "2 datasets: 2 rebuilt (4 records)" in ended.out
+    listed = boto.list_objects_v2(Bucket=name, Prefix="lts/").get("Contents", [])
+    for key in (entry["Key"] for entry in listed if entry["Key"].endswith(".tar.gz")):
+        assert "Restore" not in boto.head_object(Bucket=name, Key=key)
+    boto.delete_object(Bucket=name, Key=f"lts/{MARKER}")
+    assert (await site.rebuild("--apply", config=config)).code == 7
 
 
 async def test_it_must_be_told_from_what(site: Site) -> None:
