@@ -44,8 +44,10 @@ _M_ARENA_MAX = -8
 HEARTBEAT_THROTTLE = timedelta(seconds=2)
 """A cancel reaches an activity with its next heartbeat; transfers must stop within 5 s."""
 
-WORKFLOWS = [ArchiveJob, ArchiveDataset, ArchiveDatablock]
-RETRIEVALS = [RetrieveJob, RetrieveDataset, RetrieveDatablock, VerifyDataset]
+WORKFLOWS = [
+    *(ArchiveJob, ArchiveDataset, ArchiveDatablock),
+    *(RetrieveJob, RetrieveDataset, RetrieveDatablock, VerifyDataset),
+]
 SWEEPS = [Sweep, SweepLeftovers, SweepDataset, ExpireRetrieved]
 SANDBOX = SandboxedWorkflowRunner(
     restrictions=SandboxRestrictions.default.with_passthrough_modules(
@@ -105,7 +107,7 @@ async def serving(
             worker = Worker(
                 client,
                 task_queue=steps.WORKFLOWS,
-                workflows=[*WORKFLOWS, *RETRIEVALS, *SWEEPS],
+                workflows=[*WORKFLOWS, *SWEEPS],
                 workflow_runner=SANDBOX,
                 graceful_shutdown_timeout=timedelta(seconds=5),
                 identity=identity,

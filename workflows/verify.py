@@ -11,7 +11,7 @@ with workflow.unsafe.imports_passed_through():
 from workflows import recall, steps
 from workflows.visible import details, explain, size
 
-DATABLOCKS_PER_RUN = 1000
+DATABLOCKS_PER_RUN = 300
 """After so many the run continues as new, so that its history stays small (P9)."""
 
 

@@ -1,7 +1,8 @@
 """Record the histories that every later version must replay: ``make record-histories``, and only by that.
 
-A change of a workflow that no longer replays them needs a patch (``workflow.patched``), not new recordings; new ones are
-made when the workflows gain a way that none shows yet. Steps are scripted, so no history holds anything of a real site.
+A change of a workflow that no longer replays them needs a patch (``workflow.patched``), not new recordings, so what is recorded
+stays; only scenarios that have no history yet are recorded: the ways that workflows gain. Steps are scripted, so no history
+holds anything of a real site.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from temporalio.worker import Worker
 
 from archiver import model as m
 from cli import servers
+from tests.replay import retrievals
 from tests.replay.wire import SNAPSHOT, snapshot
 from tests.workflows.scripted import Script, content_error
 from worker import SANDBOX, WORKFLOWS
@@ -83,7 +85,7 @@ class Recorder:
         """Wait for the jobs, whichever way they end, and write down every run of every workflow of the scenario."""
         await asyncio.gather(*(job.result() for job in self.jobs), return_exceptions=True)
         await self._stack.aclose()
-        left = {"ArchiveDatablock": DATABLOCKS_KEPT}
+        left = {"ArchiveDatablock": DATABLOCKS_KEPT, "RetrieveDatablock": DATABLOCKS_KEPT}
         number = 0
         found = [one async for one in self.client.list_workflows() if f"/{self.name}-" in f"{one.id}/"]
         for one in sorted(found, key=lambda one: (one.workflow_type, one.start_time)):
@@ -293,11 +295,13 @@ SCENARIOS: tuple[Scenario, ...] = (
     long_dataset,
     receipted,
     receipt_left,
+    *retrievals.SCENARIOS,
 )
 
 
 async def main(folder: Path) -> None:
-    """Record all scenarios anew, and what the wire models look like."""
+    """Record the scenarios that have no history, and what the wire models look like."""
+    recorded = {path.name.split(".")[0] for path in HISTORIES.glob("*.json.gz")}
     port = servers.free_port()
     more = ["--dynamic-config-value", f"limit.historyCount.suggestContinueAsNew={SUGGEST_AFTER}"]
     child = servers.temporal_dev_server(folder, port=port, in_memory=True, more=more).start()
@@ -311,9 +315,9 @@ async def main(folder: Path) -> None:
             except RPCError:
                 await asyncio.sleep(0.1)
         HISTORIES.mkdir(exist_ok=True)
-        for old in HISTORIES.glob("*.json.gz"):
-            old.unlink()
         for scenario in SCENARIOS:
+            if scenario.__name__ in recorded:
+                continue
             recorder = Recorder(client, scenario.__name__)
             await scenario(recorder)
             await recorder.end()

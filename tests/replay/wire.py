@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from archiver import model
+from archiver.retrieval import wire
 
 SNAPSHOT = Path(__file__).parent / "wire_models.json"
 
@@ -14,7 +15,8 @@ Fields = dict[str, dict[str, object]]
 
 def snapshot() -> dict[str, Fields]:
     """Each wire model's fields, with their types and whether they must be given."""
-    models = {name: one for name, one in vars(model).items() if isinstance(one, type) and issubclass(one, model.Wire)}
+    known = {**vars(model), **vars(wire)}
+    models = {name: one for name, one in known.items() if isinstance(one, type) and issubclass(one, model.Wire)}
     return {
         name: {
             field: {"type": str(info.annotation), "required": info.is_required()}

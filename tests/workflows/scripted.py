@@ -11,6 +11,7 @@ from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
 from archiver import model as m
+from archiver.retrieval import wire as w
 from workflows import steps
 
 PLAN_ID = "0" * 32
@@ -126,6 +127,17 @@ def _request_type(name: str) -> type[m.Wire]:
         "finish-dataset": m.FinishDatasetRequest,
         "fail-dataset": m.FailDatasetRequest,
         "clean-staging": m.PidRequest,
+        "begin-retrieve-job": m.BeginJobRequest,
+        "read-retrieve-page": m.PageRequest,
+        "finish-retrieve-job": w.FinishRetrieveJobRequest,
+        "begin-retrieve-dataset": w.Selection,
+        "plan-retrieve": w.Selection,
+        "recall-datablocks": w.RecallRequest,
+        "retrieve-datablock": w.RetrieveDatablockRequest,
+        "finish-retrieve-dataset": w.FinishRetrieveRequest,
+        "fail-retrieve-dataset": w.FailRetrieveRequest,
+        "find-held": w.CheckDatasetRequest,
+        "check-datablock": w.CheckRequest,
     }.get(name, m.DatasetRef)
 
 
