@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import httpx
@@ -88,6 +89,30 @@ def test_p4_a_large_file_of_a_hostile_name_arrives_byte_for_byte(target: Retriev
     assert lying(target) == {f"{PID}/tab\tline\nfeed": LARGE, f"{PID}/plain": LARGE, f"{PID}/empty": b""}
     assert open_uploads(target) == []
     assert deliver(target, [("tab\tline\nfeed", LARGE), ("plain", LARGE), ("empty", b"")]) == (0, 3)
+
+
+def test_p4_files_of_many_parts_keep_their_bytes_apart(target: RetrievalBucket) -> None:
+    # More parts than may be on their way at once: what held one of them holds another later.
+    files = {name: os.urandom(7 * PUT_PART_BYTES + 1) for name in ("a", "b")}
+    assert deliver(target, files.items()) == (2, 0)
+    assert lying(target) == {f"{PID}/{name}": data for name, data in files.items()}
+
+
+def test_p2_a_part_that_changes_on_its_way_is_refused_by_the_store(target: RetrievalBucket) -> None:
+    changed = []
+
+    def flip(request: Any, **_: object) -> None:
+        if not changed:
+            changed.append(len(request.data))
+            request.data = bytes([request.data[0] ^ 1]) + bytes(request.data[1:])
+
+    target.parts.meta.events.register("before-sign.s3.UploadPart", flip)
+    with pytest.raises(TargetFault) as caught:
+        deliver(target, [("f", LARGE)])
+    assert "BadDigest" in caught.value.what
+    assert changed == [PUT_PART_BYTES]
+    assert lying(target) == {}
+    assert open_uploads(target) == []
 
 
 @pytest.mark.parametrize("data", [b"small", LARGE], ids=["small", "large"])
