@@ -7,6 +7,7 @@ import gzip
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator
+from typing import TypeGuard
 
 from temporalio import activity
 
@@ -29,6 +30,7 @@ from archiver.storage.objects import Bucket
 from archiver.storage.retrieval_bucket import RetrievalBucket
 from archiver.storage.retrieval_directory import RetrievalDirectory
 from archiver.storage.staging import archive_id, datablock_name
+from archiver.storage.targets import Delivered as Placed
 from archiver.storage.targets import Target, stream, whole
 
 logger = logging.getLogger("archiver.activities")
@@ -67,19 +69,22 @@ class RetrieveLts:
             )
         blocks = lts_read.held(self._lts, request.pid)
         lts_read.compare(request.pid, json.loads(records), blocks, self._lts)
-        wanted = self._wanted(keys)
+        wanted, target = self._wanted(keys), self._target(request.destination)
         missing = set(wanted or ())
         numbers: list[int] = []
         recall: list[int] = []
         files = size = packed = largest = 0
         for block in sorted(blocks.values(), key=lambda one: one.n):
             beat.note(f"looking at datablock {block.n} of {len(blocks)}")
-            selected = select(self._manifest(request.pid, block), wanted)
+            manifest = self._manifest(request.pid, block)
+            selected = select(manifest, wanted)
             if not selected.files:
                 continue
             missing -= selected.found
             numbers.append(block.n)
-            if not self._lts.readable(pid_path(request.pid), _name(block)):
+            if not self._lts.readable(pid_path(request.pid), _name(block)) and not self._is_there(
+                target, request, block, manifest, wanted, beat
+            ):
                 recall.append(block.n)
             files, size = files + selected.files, size + selected.size_bytes
             packed += selected.read_bytes
@@ -93,7 +98,6 @@ class RetrieveLts:
                 next_step="compare SciCat's origdatablocks with the manifests; nothing was delivered",
                 retryable=False,
             )
-        target = self._target(request.destination)
         beat.note(f"looking for room in {target.where}")
         target.check_space(packed if request.destination.kind == "datablocks" else size)
         return w.PlanRetrieveResult(
@@ -118,7 +122,13 @@ class RetrieveLts:
         manifest = self._manifest(pid, block)
         wanted = self._wanted(keys)
         target = self._target(request.destination)
-        as_it_is = request.destination.kind == "datablocks" and wanted is None
+        as_it_is = _as_it_is(request, wanted)
+        selected = select(manifest, wanted)
+        result = w.RetrieveDatablockResult(n=request.n, files=selected.files, size_bytes=selected.size_bytes)
+        if self._is_there(target, request, block, manifest, wanted, beat):
+            target.renew(pid, request.selection)
+            logger.info("datablock %d of %s: all of it was delivered before, nothing read", request.n, pid)
+            return result
 
         def advance(size_bytes: int) -> None:
             beat.advance(size_bytes)
@@ -134,8 +144,7 @@ class RetrieveLts:
 
         with target.sink(pid, request.selection, attempt_name(), beat, piece=str(request.n)) as sink:
             if as_it_is:
-                file = self._as_file(block, manifest)
-                with stream(sink, file) as write:
+                with stream(sink, _as_file(block, manifest)) as write:
                     done = (
                         Extracted(0, 0, 0, 1)
                         if write is None
@@ -146,14 +155,14 @@ class RetrieveLts:
             else:
                 done = extract_files(read_range, manifest, wanted.__contains__, sink, progress=advance)
         if isinstance(target, RetrievalBucket):
-            files = [self._as_file(block, manifest)] if as_it_is else _files(manifest, wanted)
-            self._tell(target, request, block, files, unpack=as_it_is)
+            files = _files(block, manifest, wanted, as_it_is)
+            key = self._keys(request).delivered(target.dataset(pid), block.n)
+            target.bucket.put(key, _list(request, block, target.delivered(pid, files), as_it_is))
         logger.info(
             "datablock %d of %s: %d files delivered, %d were there; %d bytes read",
             *(request.n, pid, done.files, done.skipped, done.read_bytes),
         )
-        selected = select(manifest, wanted)
-        return w.RetrieveDatablockResult(n=request.n, files=selected.files, size_bytes=selected.size_bytes)
+        return result
 
     @activity.defn(name="find-held", no_thread_cancel_exception=True)
     @told
@@ -197,21 +206,36 @@ class RetrieveLts:
             files=found.files, size_bytes=found.size_bytes, packed_bytes=found.packed_bytes, level=found.level
         )
 
-    def _tell(
-        self, target: RetrievalBucket, request: w.Selection, block: Held, files: Iterable[ManifestFile], *, unpack: bool
-    ) -> None:
-        """Store what lies in the bucket now, for the links of the job."""
-        source = archive_id(request.pid, block.n, block.format)
-        items = (
-            Delivered(one.name, one.where, one.size, one.sha256, source, unpack)
-            for one in target.delivered(request.pid, files)
-        )
-        key = self._keys(request).delivered(target.dataset(request.pid), block.n)
-        target.bucket.put(key, to_bytes(items))
+    def _is_there(
+        self,
+        target: Target,
+        request: w.Selection,
+        block: Held,
+        manifest: bytes,
+        wanted: set[str] | None,
+        beat: Beat,
+    ) -> TypeGuard[RetrievalBucket]:
+        """Whether an earlier retrieval delivered the same, and every object of it still proves itself by its SHA-256.
 
-    def _as_file(self, block: Held, manifest: bytes) -> ManifestFile:
-        footer = ManifestReader([manifest]).read_footer()
-        return whole(datablock_name(block.n, block.format), footer.packed_bytes, footer.sha256)
+        A directory's files have no proof but their bytes: they are read, and so is the datablock.
+        """
+        if not isinstance(target, RetrievalBucket):
+            return False
+        told = target.bucket.get(self._keys(request).delivered(target.dataset(request.pid), block.n))
+        if told is None:
+            return False
+        as_it_is = _as_it_is(request, wanted)
+        files = [
+            Placed(one.path, target.key(request.pid, one.path), one.size, one.sha256)
+            for one in _files(block, manifest, wanted, as_it_is)
+        ]
+        if told != _list(request, block, files, as_it_is):
+            return False
+        for one in files:
+            beat.note(f"looking whether {one.name[:100]!a} is there")
+            if target.bucket.proof(one.where) != (one.size, one.sha256):
+                return False
+        return True
 
     def _block(self, pid: str, n: int) -> Held:
         for block in lts_read.held(self._lts, pid).values():
@@ -257,6 +281,23 @@ def _name(block: Held) -> str:
     return f"data/{datablock_name(block.n, block.format)}"
 
 
-def _files(manifest: bytes, wanted: set[str] | None) -> Iterator[ManifestFile]:
+def _as_it_is(request: w.Selection, wanted: set[str] | None) -> bool:
+    return request.destination.kind == "datablocks" and wanted is None
+
+
+def _as_file(block: Held, manifest: bytes) -> ManifestFile:
+    footer = ManifestReader([manifest]).read_footer()
+    return whole(datablock_name(block.n, block.format), footer.packed_bytes, footer.sha256)
+
+
+def _files(block: Held, manifest: bytes, wanted: set[str] | None, as_it_is: bool) -> Iterator[ManifestFile]:
+    if as_it_is:
+        return iter([_as_file(block, manifest)])
     is_wanted: Callable[[str], bool] = (lambda path: True) if wanted is None else wanted.__contains__
     return (file for file in ManifestReader([manifest]).files() if is_wanted(file.path))
+
+
+def _list(request: w.Selection, block: Held, files: Iterable[Placed], as_it_is: bool) -> bytes:
+    """What lies in the bucket of a datablock, for the links of the job."""
+    source = archive_id(request.pid, block.n, block.format)
+    return to_bytes(Delivered(one.name, one.where, one.size, one.sha256, source, as_it_is) for one in files)

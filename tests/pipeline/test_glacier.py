@@ -152,6 +152,34 @@ async def test_p1_archived_in_glacier_restored_and_retrieved_byte_for_byte(glaci
         assert sorted(glacier.asked(pid)) == ["1.tar.gz", "2.tar.gz", "3.tar.gz"]
 
 
+async def test_what_lies_in_the_bucket_intact_is_not_restored_again(glacier: Glacier) -> None:
+    system = glacier.system
+    async with system.workers():
+        pid = await glacier.archived()
+        glacier.restoring.ended = True
+        _, handle = await start_retrieve(system, pid)
+        assert (await ended(handle)).status_code == "finishedSuccessful"
+        asked = len(glacier.asked(pid))
+
+        glacier.restoring.ended = False
+        job, handle = await start_retrieve(system, pid)
+        assert (await ended(handle)).status_code == "finishedSuccessful"
+        assert await fetched(system, job) == FILES
+        assert len(glacier.asked(pid)) == asked
+
+        # A stranger's object of the same name and size proves nothing: its datablock is read again, and no other.
+        name = "b/c.bin"
+        system.boto.put_object(
+            Bucket=system.settings.retrieval.bucket, Key=f"{pid}/{name}", Body=bytes(len(FILES[name]))
+        )
+        job, handle = await start_retrieve(system, pid)
+        await glacier.waiting(pid)
+        glacier.restoring.ended = True
+        assert (await ended(handle)).status_code == "finishedSuccessful"
+        assert await fetched(system, job) == FILES
+        assert delivered(system, pid) == FILES
+
+
 async def test_a_worker_that_dies_while_glacier_restores_loses_nothing(glacier: Glacier) -> None:
     async with glacier.system.workers():
         pid = await glacier.archived()
