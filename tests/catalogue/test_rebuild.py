@@ -41,6 +41,7 @@ from tests.pipeline.system import StandInServer
 
 PID = "20.500.12345/one"
 ODD = "a pid/with spaces?"
+ELSEWHERE = {"storageLocation": "elsewhere"}
 WRITES = ("POST", "PATCH", "PUT", "DELETE")
 
 
@@ -736,9 +737,11 @@ async def test_one_dataset_and_no_other(site: Site) -> None:
         (lambda site, folder: site.standin.store.delete("datasets", PID), 5),
         (lambda site, folder: (folder / TAG).unlink(), 5),
         (lambda site, folder: flip(folder / "dataset.json"), 8),
+        (lambda site, folder: site.standin.store.put("datasets", PID, {"pid": PID, "packedSize": "much"}), 4),
+        (lambda site, folder: site.standin.store.put("datasets", PID, {"pid": PID, "datasetlifecycle": ELSEWHERE}), 6),
         (lambda site, folder: site.standin.faults.append(Fault("GET", "/datasets/", times=99, status=502)), 7),
     ],
-    ids=["no dataset", "no bag", "damaged", "SciCat ill"],
+    ids=["no dataset", "no bag", "damaged", "a record that is none", "another archive's", "SciCat ill"],
 )
 async def test_a_single_dataset_that_fails_has_its_own_exit_code(
     site: Site, spoil: Callable[[Site, Path], object], code: int
