@@ -22,6 +22,7 @@ from archiver.model import SEARCH_ATTRIBUTES
 from archiver.settings import Settings
 from archiver.storage.objects import Bucket
 from archiver.storage.open import open_lts
+from archiver.storage.retrieval_directory import mark
 from cli.schedules import keep_schedules
 
 RETENTION = timedelta(days=30)
@@ -133,5 +134,7 @@ def _stores(settings: Settings, dry_run: bool, marker: bool) -> Iterator[Step]:
         yield f"bucket {bucket.name}", bucket.ensure(dry_run=dry_run)
     if not marker:
         return
+    for root in dict.fromkeys(settings.retrieval.roots):
+        yield f"marker of the directory for retrieved data {root}", mark(root, dry_run=dry_run)
     lts = open_lts(settings)
     yield f"marker of LTS {settings.lts.identity!r} in {lts.where()}", lts.setup(dry_run=dry_run)

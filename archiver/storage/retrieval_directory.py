@@ -28,6 +28,8 @@ from archiver.storage.direct_write import publish, reserve
 from archiver.storage.directory import open_beneath
 from archiver.storage.targets import Delivered, Together, check_length
 
+MARKER = ".archiver-retrieval.json"
+"""In each root, written by ``archiver setup``: an unmounted mount point is no place for anybody's data (reliability rule 6)."""
 READ_BYTES = 2 * 2**20
 RESERVE_FROM = 2**20
 """Files from this size on have their space reserved before the first byte."""
@@ -114,6 +116,13 @@ class RetrievalDirectory:
         # The operator's own path: links are followed up to here, and only here.
         root = os.open(self.root, _FOLDER)
         try:
+            if not is_marked(root):
+                raise TargetFault(
+                    f"{self.root} is not marked as a directory for retrieved data",
+                    expected=f"{MARKER} there, which archiver setup writes",
+                    found="none",
+                    next_step="mount it; a new one is prepared by  archiver setup",
+                )
             yield root
         finally:
             os.close(root)
@@ -399,3 +408,42 @@ class DirectorySink:
 def _kind(mode: int) -> str:
     kinds = {stat.S_IFDIR: "folder", stat.S_IFLNK: "symbolic link", stat.S_IFIFO: "FIFO", stat.S_IFREG: "file"}
     return kinds.get(stat.S_IFMT(mode), "device or other")
+
+
+def is_marked(root: int | Path) -> bool:
+    """Whether a root, or the directory open as this descriptor, carries the marker. Raises ``OSError``."""
+    try:
+        name, where = (MARKER, root) if isinstance(root, int) else (str(root / MARKER), None)
+        return stat.S_ISREG(os.stat(name, dir_fd=where, follow_symlinks=False).st_mode)
+    except FileNotFoundError:
+        return False
+
+
+def mark(root: Path, *, dry_run: bool) -> bool:
+    """Write the marker into a root, which must exist; returns whether there was none. Raises ``TargetFault``."""
+    try:
+        if not root.is_dir():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        if is_marked(root):
+            return False
+        if not dry_run:
+            descriptor = os.open(root / MARKER, _CREATE, 0o644)
+            try:
+                os.write(descriptor, b'{"version": 1}\n')
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            folder = os.open(root, _FOLDER)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+    except OSError as error:
+        raise TargetFault(
+            f"directory {root} of retrieval.roots cannot be marked: {error.strerror}",
+            expected="a mounted directory that this user may write to",
+            found=f"errno {error.errno}",
+            next_step="mount it, or correct retrieval.roots",
+            retryable=False,
+        ) from None
+    return True

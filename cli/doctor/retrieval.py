@@ -20,6 +20,7 @@ import httpx
 
 from archiver.storage.direct_write import publish
 from archiver.storage.retrieval_bucket import RetrievalBucket
+from archiver.storage.retrieval_directory import MARKER, is_marked
 from cli.doctor.buckets import with_object
 from cli.doctor.check import Check, Finding, Outcome, fail, in_thread, ok, warn
 from cli.doctor.ground import OWN, Ground
@@ -84,6 +85,10 @@ async def space(ground: Ground) -> Finding:
 
 
 def _write(ground: Ground, root: Path) -> Finding:
+    if not is_marked(root):
+        # Also says that nothing is there at all.
+        os.stat(root)
+        return fail(f"{root}: no {MARKER}", "mount it; a new one is prepared by  archiver setup")
     home = root / OWN.rstrip("/")
     own = home / ground.run
     _remove_dead(ground, home)
@@ -161,7 +166,7 @@ CHECKS = (
     ),
     Check(
         "retrieval roots",
-        "only with retrieval.roots: writes a file in each, gives it its final name without clobbering, removes it",
+        "only with retrieval.roots: each has its marker; writes a file there, gives it its name without clobbering, removes it",
         "mount it, or give the user of the LTS worker the right to write there",
         roots,
         wanted=_has_roots,

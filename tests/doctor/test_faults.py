@@ -25,6 +25,8 @@ from archiver.catalogue.standin.app import Account, Fault
 from archiver.settings import LtsSettings
 from archiver.storage.lts import MARKER
 from archiver.storage.lts_directory import FileSystemLts
+from archiver.storage.retrieval_directory import MARKER as ROOT_MARKER
+from archiver.storage.retrieval_directory import mark
 from cli.doctor import CHECKS, mend
 from cli.doctor import lts as on_lts
 from cli.doctor.check import Outcome, look
@@ -395,6 +397,7 @@ async def test_an_address_of_links_that_cannot_be_reached_from_here_is_told(ward
 def shared(tmp_path: Path) -> Path:
     """A directory for retrieved data."""
     (tmp_path / "shared").mkdir()
+    mark(tmp_path / "shared", dry_run=False)
     return tmp_path / "shared"
 
 
@@ -403,20 +406,30 @@ async def test_directories_for_retrieved_data_are_tried_and_left_as_they_were(wa
     os.utime(shared / ".archiver-doctor" / "host.1.abc", (1, 1))
     (shared / "theirs").write_text("data")
     (shared / "inner").mkdir()
+    mark(shared / "inner", dry_run=False)
     retrieval = {"roots": [str(shared), str(shared / "inner"), str(shared)], "reserve": "1MiB"}
     for seen in await asyncio.gather(*(ward.look(retrieval=retrieval) for _ in range(2))):
         assert seen.problems == set(), seen.results
         assert seen["retrieval roots"].finding.found == f"{shared}, {shared}/inner"
-    assert sorted(str(path.relative_to(shared)) for path in shared.rglob("*")) == ["inner", "theirs"]
+    left = sorted(str(path.relative_to(shared)) for path in shared.rglob("*"))
+    assert left == [ROOT_MARKER, "inner", f"inner/{ROOT_MARKER}", "theirs"]
 
 
 async def test_a_directory_that_is_not_there_is_named_and_not_made(ward: Ward, shared: Path) -> None:
     seen = await ward.look(retrieval={"roots": [str(shared), str(shared / "none")], "reserve": "1MiB"})
     seen.only("retrieval roots", FAIL, "mount it, or correct retrieval.roots", f"{shared}/none: No such file")
+    assert [path.name for path in shared.iterdir()] == [ROOT_MARKER]
+
+
+async def test_a_directory_without_its_marker_is_named(ward: Ward, shared: Path) -> None:
+    (shared / ROOT_MARKER).unlink()
+    seen = await ward.look(retrieval={"roots": [str(shared)], "reserve": "1MiB"})
+    seen.only("retrieval roots", FAIL, "archiver setup", f"{shared}: no {ROOT_MARKER}")
     assert list(shared.iterdir()) == []
 
 
 async def test_a_directory_on_a_read_only_mount_is_named(ward: Ward, memory: Path) -> None:
+    mark(memory, dry_run=False)
     run("mount", "-o", "remount,ro", str(memory))
     seen = await ward.look(retrieval={"roots": [str(memory)], "reserve": "1MiB"})
     seen.only("retrieval roots", FAIL, "mount it read-write", "Read-only file system")
@@ -426,6 +439,7 @@ async def test_a_directory_on_a_read_only_mount_is_named(ward: Ward, memory: Pat
     ("reserve", "remedy"), [("9000TiB", "lower retrieval.reserve"), ("99.99%", "free space there, or lower")]
 )
 async def test_a_directory_without_room_is_named(ward: Ward, memory: Path, reserve: str, remedy: str) -> None:
+    mark(memory, dry_run=False)
     (memory / "full").write_bytes(b"x" * 2**20)
     seen = await ward.look(retrieval={"roots": [str(memory)], "reserve": reserve})
     seen.only("retrieval space", FAIL, remedy, str(memory))

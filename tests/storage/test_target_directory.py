@@ -21,7 +21,7 @@ from archiver.errors import DestinationRefused, HostilePath, IntegrityMismatch, 
 from archiver.progress import Silent
 from archiver.settings import RetrievalSettings
 from archiver.storage import retrieval_directory
-from archiver.storage.retrieval_directory import RetrievalDirectory
+from archiver.storage.retrieval_directory import MARKER, RetrievalDirectory, mark
 from tests.storage.conftest import Disk, run
 from tests.storage.delivering import HOSTILE, PID, SELECTION, deliver, file, give, pieces
 
@@ -42,6 +42,7 @@ def root(tmp_path: Path) -> Path:
     (tmp_path / "outside" / "secret").write_bytes(b"untouched")
     path = tmp_path / "root"
     path.mkdir()
+    mark(path, dry_run=False)
     return path
 
 
@@ -61,13 +62,21 @@ def folder(root: Path) -> Path:
 
 
 def everything(folder: Path) -> dict[str, bytes]:
-    """Every file by its path, also temporary ones."""
+    """Every file by its path, also temporary ones; but the root's marker."""
     found = {}
     for place, _, names in os.walk(os.fsencode(folder)):
         for name in names:
+            if os.fsdecode(name) == MARKER:
+                continue
             path = os.path.join(place, name)
             found[os.fsdecode(os.path.relpath(path, os.fsencode(folder)))] = Path(os.fsdecode(path)).read_bytes()
     return found
+
+
+def marked(one: Disk) -> Disk:
+    """A disk that is a root for retrieved data."""
+    mark(one.folder, dry_run=False)
+    return one
 
 
 def facts(path: Path) -> tuple[int, ...]:
@@ -213,6 +222,25 @@ def test_p3_a_file_that_comes_while_ours_is_written_is_not_clobbered(target: Ret
 def test_a_destination_that_climbs_is_refused(root: Path, path: str) -> None:
     with pytest.raises(DestinationRefused):
         new_target(root, path)
+
+
+def test_a_root_without_its_marker_is_an_unmounted_one(target: RetrievalDirectory, root: Path) -> None:
+    (root / MARKER).unlink()
+    for work in (
+        lambda: target.check_space(1),
+        lambda: target.sink(PID, SELECTION, "1", Silent(), piece="1"),
+        lambda: list(target.delivered(PID, [file("a", b"")])),
+    ):
+        with pytest.raises(TargetFault, match="is not marked as a directory for retrieved data") as caught:
+            work()
+        assert caught.value.retryable
+    assert list(root.iterdir()) == []
+    assert mark(root, dry_run=True)
+    assert mark(root, dry_run=False)
+    assert not mark(root, dry_run=False)
+    with pytest.raises(TargetFault, match="cannot be marked: No such file") as caught:
+        mark(root / "none", dry_run=False)
+    assert not caught.value.retryable
 
 
 def test_a_root_that_is_not_configured_is_refused(root: Path) -> None:
@@ -444,7 +472,7 @@ def test_a_file_system_without_hard_links_is_published_on_all_the_same(
 
 
 def test_a_full_disk_is_a_wait_that_leaves_nothing_half(disk: Callable[..., Disk]) -> None:
-    one = disk(16)
+    one = marked(disk(16))
     target = new_target(one.folder)
     with pytest.raises(TargetFull, match="full") as caught:
         deliver(target, [("small", b"data"), ("large", bytes(30 * 2**20))])
@@ -461,7 +489,7 @@ def test_a_full_disk_is_a_wait_that_leaves_nothing_half(disk: Callable[..., Disk
 
 
 def test_room_is_what_is_free_beside_the_reserve(disk: Callable[..., Disk]) -> None:
-    one = disk(32)
+    one = marked(disk(32))
     free = os.statvfs(one.folder).f_bavail * os.statvfs(one.folder).f_frsize
     new_target(one.folder).check_space(free)
     with pytest.raises(TargetFull) as never:
@@ -476,7 +504,7 @@ def test_room_is_what_is_free_beside_the_reserve(disk: Callable[..., Disk]) -> N
 
 
 def test_a_read_only_file_system_is_the_targets_fault(disk: Callable[..., Disk]) -> None:
-    one = disk()
+    one = marked(disk())
     run("mount", "-o", "remount,ro", str(one.folder))
     with pytest.raises(TargetFault, match="Read-only file system") as caught:
         deliver(new_target(one.folder), [("f", b"data")])
@@ -485,7 +513,7 @@ def test_a_read_only_file_system_is_the_targets_fault(disk: Callable[..., Disk])
 
 def test_a_root_that_is_not_there_is_the_targets_fault_and_is_not_made(root: Path) -> None:
     target = new_target(root)
-    root.rmdir()
+    shutil.rmtree(root)
     with pytest.raises(TargetFault) as caught:
         deliver(target, [("f", b"data")])
     assert caught.value.retryable
@@ -495,7 +523,7 @@ def test_a_root_that_is_not_there_is_the_targets_fault_and_is_not_made(root: Pat
 
 
 def test_p5_what_was_told_durable_is_there_after_a_power_cut(disk: Callable[..., Disk]) -> None:
-    one = disk()
+    one = marked(disk())
     files = {f"{n % 4}/deep/{n}": os.urandom(5000) for n in range(40)}
     deliver(new_target(one.folder), files.items())
     one.cut_power()
