@@ -8,7 +8,7 @@ import json
 import os
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -76,8 +76,14 @@ def full_lts(system: System, *, now: bool = True) -> Iterator[Callable[[], None]
 
 def on_lts(system: System, pid: str) -> dict[str, int]:
     """Names below ``data/`` of this dataset's directory, with their inode numbers: another file has another."""
-    folder = system.lts / pid / "data"
-    return {path.name: path.stat().st_ino for path in folder.iterdir()} if folder.is_dir() else {}
+    folder, names, found = system.lts / pid / "data", [], {}
+    with suppress(FileNotFoundError):
+        names = os.listdir(folder)
+    for name in names:
+        # What is being written is gone under this name at any moment.
+        with suppress(FileNotFoundError):
+            found[name] = (folder / name).stat().st_ino
+    return found
 
 
 def dataset_workflow(system: System, pid: str) -> WorkflowHandle[Any, Any]:
