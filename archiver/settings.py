@@ -330,7 +330,7 @@ class LtsBucketSettings(Section):
     """How fast, and dear, a restore is asked for."""
     restore_days: int = Field(10, ge=1)
     """How long a restored copy is kept readable."""
-    part_bytes: int = Field(16 * 2**20, ge=5 * 2**20, le=2**30)
+    part_bytes: int = Field(16 * 2**20, ge=5 * 2**20, le=5 * 2**30)
     """Bytes of an uploaded part; more for datablocks that would need over 10,000 of them."""
 
     _size = field_validator("part_bytes", mode="before")(parse_size)
@@ -339,6 +339,12 @@ class LtsBucketSettings(Section):
     @classmethod
     def _slash(cls, value: str) -> str:
         return _prefix(value)
+
+    @model_validator(mode="after")
+    def _tier_of_the_class(self) -> LtsBucketSettings:
+        if (self.storage_class, self.restore_tier) == ("DEEP_ARCHIVE", "Expedited"):
+            raise ValueError("restore_tier: there is no Expedited for the class DEEP_ARCHIVE")
+        return self
 
 
 class LtsSettings(Section):

@@ -304,10 +304,18 @@ class BucketLts(Bags):
         chunks: Chunks
         if stored.readable and self._settings.read_back:
             chunks, level, how = self._chunks(dataset, name), "host", "GET"
+        elif (proved := self._proved(dataset, name, manifest, stored)) is not None:
+            return proved
         elif staged is not None:
             chunks, level, how = staged, "cache", "the store's SHA-256, and the staged bytes"
         else:
-            return self._proved(dataset, name, manifest, stored)
+            raise IntegrityMismatch(
+                f"nothing proves that {called} is what its manifest says, and it cannot be read at once",
+                expected=f"a proof of the store's checksum {stored.checksum or '-'}",
+                found="none, or one of another",
+                next_step="it is set aside and made anew",
+                retryable=False,
+            )
         last = Parts(stored.part_bytes)
 
         def read() -> Generator[memoryview]:
@@ -317,15 +325,16 @@ class BucketLts(Bags):
 
         result = verify(read, manifest, progress=progress.advance)
         self._same_checksum(stored, last, called)
+        # Before it can no longer be read: whoever goes on after a crash finds what was proved.
+        note = {"checksum": last.checksum, "sha256": result.sha256, "level": level, "how_read": how}
+        self._bucket.put(self._proof(dataset, name), json.dumps(note).encode())
         if stored.storage_class != self._settings.storage_class and not stored.archived:
             progress.note(f"changing its class to {self._settings.storage_class}")
             self._change_class(dataset, name, stored, last, progress)
-        note = {"checksum": last.checksum, "sha256": result.sha256, "level": level, "how_read": how}
-        self._bucket.put(self._proof(dataset, name), json.dumps(note).encode())
         return replace(result, level=level, how_read=how)
 
-    def _proved(self, dataset: str, name: str, manifest: bytes, stored: Stored) -> VerifyResult:
-        """What was proved before, by a run that is gone: the store must still keep the checksum that was proved then."""
+    def _proved(self, dataset: str, name: str, manifest: bytes, stored: Stored) -> VerifyResult | None:
+        """What was proved before, if the store still keeps the checksum that was proved then."""
         footer = ManifestReader([manifest]).read_footer()
         data = self._bucket.get(self._proof(dataset, name))
         note = json.loads(data) if data is not None else {}
@@ -334,13 +343,7 @@ class BucketLts(Bags):
             footer.sha256,
             stored.size,
         ):
-            raise IntegrityMismatch(
-                f"nothing proves that {dataset}/{name} is what its manifest says, and it cannot be read at once",
-                expected=f"a proof of SHA-256 {footer.sha256} with the store's checksum {stored.checksum or '-'}",
-                found=f"one of {note.get('sha256')} with {note.get('checksum')}" if note else "none",
-                next_step="it is set aside and made anew",
-                retryable=False,
-            )
+            return None
         return VerifyResult(
             note["level"], note["how_read"], footer.size_bytes, footer.packed_bytes, footer.files, footer.sha256
         )
@@ -426,7 +429,15 @@ class BucketLts(Bags):
         # versitygw 1.8 gives wrong checksums of copied parts, and refuses them then; what is set aside needs none.
         with uploading(self._bucket, target, storage_class, metadata, checksum=onto_itself) as upload:
             upload.copy(source, stored.version, stored.size, length, progress)
-            upload.complete(over=stored.version if onto_itself else "")
+            try:
+                upload.complete(over=stored.version if onto_itself else "")
+            except There:
+                raise LtsFault(
+                    f"{source} was changed while it was copied",
+                    expected=f"version {stored.version}",
+                    found="another",
+                    next_step="retried, from what is there then; see who else writes to the LTS",
+                ) from None
 
     # --- what is there ------------------------------------------------------------------------------------------------
 

@@ -66,6 +66,12 @@ def test_check_names_the_file_that_is_used(good: Path, tmp_path: Path) -> None:
         ("[retrieval]\nexpire_days = 6", "expire_days ends before the links"),
         ("[retrieval]\nreserve = '100%'", "retrieval.reserve: must be below 100%"),
         ("[retrieval]\nroots = ['/data']\n[lts]\nroot = '/data/lts'", "lie in one another"),
+        ("[lts.bucket]\nname = 'staging'", "lts.bucket and staging.bucket name the same bucket 'staging'"),
+        ("[lts.bucket]\nname = 'retrieval'", "lts.bucket and retrieval.bucket name the same bucket"),
+        ("[lts.bucket]\nname = 'landing'", "lts.bucket and landing.url_template name the same bucket"),
+        ("[lts.bucket]\nprefix = 'in/'", "lts.bucket.name"),
+        ("[lts.bucket]\nname = 'a'\nstorage_class = 'glacier'", "lts.bucket.storage_class"),
+        ("[lts.bucket]\nname = 'a'\nstorage_class = 'DEEP_ARCHIVE'\nrestore_tier = 'Expedited'", "no Expedited for"),
         ("[lts\nroot = 3", "is not TOML"),
     ],
 )
