@@ -17,15 +17,19 @@ from tests.pipeline.system import System
 TOLD = ".scicat-archiver/"
 
 
+Files = list[str] | dict[str, list[str]] | None
+"""Names of the wanted files: of each dataset, or by dataset; none: all."""
+
+
 async def start_retrieve(
-    system: System, *pids: str, files: list[str] | None = None, **params: Any
+    system: System, *pids: str, files: Files = None, **params: Any
 ) -> tuple[str, WorkflowHandle[Any, m.ArchiveJobResult]]:
     """A SciCat job of type retrieve, and its workflow, begun."""
     job = await retrieve_job(system, *pids, files=files, **params)
     return job, await jobs.start(system.client, job, None, retrieve=True)
 
 
-async def retrieve_job(system: System, *pids: str, files: list[str] | None = None, **params: Any) -> str:
+async def retrieve_job(system: System, *pids: str, files: Files = None, **params: Any) -> str:
     """A SciCat job of type retrieve, that nobody works on yet."""
     listed = [{"pid": pid, "files": []} for pid in pids]
     job = await system.job(type="retrieve", jobParams={"datasetList": listed, **params})
@@ -33,14 +37,13 @@ async def retrieve_job(system: System, *pids: str, files: list[str] | None = Non
         # As if SciCat had not looked: of a dataset's blocks it sees a hundred, and the catalogue may change since.
         document = system.standin.store.get("jobs", job)
         assert document is not None
-        document["jobParams"]["datasetList"] = [{"pid": pid, "files": files} for pid in pids]
+        of_each = files if isinstance(files, dict) else dict.fromkeys(pids, files)
+        document["jobParams"]["datasetList"] = [{"pid": pid, "files": of_each.get(pid, [])} for pid in pids]
         system.standin.store.put("jobs", job, document)
     return job
 
 
-async def retrieve(
-    system: System, *pids: str, files: list[str] | None = None, **params: Any
-) -> tuple[str, m.ArchiveJobResult]:
+async def retrieve(system: System, *pids: str, files: Files = None, **params: Any) -> tuple[str, m.ArchiveJobResult]:
     """A SciCat job of type retrieve, to its end."""
     job, handle = await start_retrieve(system, *pids, files=files, **params)
     return job, await handle.result()

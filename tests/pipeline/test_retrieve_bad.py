@@ -30,6 +30,8 @@ from tests.pipeline.retrieving import (
 from tests.pipeline.system import System
 
 FILES = {"a.txt": b"text", "raw/b.bin": noise(2**20, 1), "raw/c.bin": noise(2**19, 2)}
+MARKER = ".archiver-retrieval.json"
+"""By which a directory for retrieved data is known."""
 LIKE_THEM = {"a.txt": b"TEXT", "raw/b.bin": noise(2**20, 3), "raw/c.bin": noise(2**19, 4)}
 """Other files of the same names and sizes."""
 
@@ -181,27 +183,28 @@ async def test_p2_what_lies_there_is_not_what_was_archived_or_not_what_scicat_sa
     assert await fetched_of_all(system, job) == {(other, name): data for name, data in LIKE_THEM.items()}
 
 
-@pytest.mark.parametrize(
-    ("name", "told"),
-    [
-        ("raw/../../x", "'raw/../../x'"),
-        ("/etc/passwd", "'/etc/passwd'"),
-        ("./a.txt", "'./a.txt'"),
-        ("raw/\0", r"'raw/\x00'"),
-    ],
-)
-async def test_names_that_no_file_can_have_are_told_and_no_dataset_is_touched(
-    served: System, some: str, name: str, told: str
-) -> None:
-    before = await served.record(some)
-    job, handle = await start_retrieve(served, some, files=["a.txt", name])
-    with pytest.raises(WorkflowFailureError):
-        await ended(handle)
-    record = await served.job_record(job)
-    assert record["statusCode"] == "finishedUnsuccessful"
-    for word in (some, told, "no file of a dataset can have"):
-        assert word in record["statusMessage"]
-    assert await served.record(some) == before
+HOSTILE = {
+    "raw/../../x": "'raw/../../x'",
+    "/etc/passwd": "'/etc/passwd'",
+    "./a.txt": "'./a.txt'",
+    "raw//b.bin": "'raw//b.bin'",
+    "raw/\0": r"'raw/\x00'",
+}
+
+
+async def test_p7_names_that_no_file_can_have_fail_their_own_dataset_and_are_told(served: System, some: str) -> None:
+    pids = {name: await served.dataset(FILES) for name in HOSTILE}
+    assert (await served.archive(*pids.values())).counts == m.Counts(archived=len(pids))
+    files = {pid: ["a.txt", name] for name, pid in pids.items()}
+    job, result = await retrieve(served, some, *pids.values(), files=files)
+    assert (result.status_code, result.counts) == (
+        "finishedWithDatasetErrors",
+        m.Counts(retrieved=1, content_errors=len(pids)),
+    )
+    for name, pid in pids.items():
+        words = (pid, HOSTILE[name], "1 name that no file of a dataset can have")
+        await assert_not_retrieved(served, job, pid, *words, files={}, error="HostilePath")
+    assert await fetched_of_all(served, job) == {(some, name): data for name, data in FILES.items()}
 
 
 async def test_p9_a_hundred_thousand_names_are_told_in_a_few_words_and_enter_no_history(
@@ -280,4 +283,4 @@ async def test_a_destination_outside_of_the_roots_is_refused_before_anything_is_
     assert "destination" in told["statusMessage"]
     assert "retrieval.roots" in told["statusMessage"]
     assert await served.record(some) == before
-    assert list(root.iterdir()) == []
+    assert [one.name for one in root.iterdir()] == [MARKER]
