@@ -25,6 +25,8 @@ from archiver.errors import HostilePath, IntegrityMismatch
 HEADER_LIMIT = 2 * BLOCK + PAX_LIMIT
 """The most that stands before a file's bytes: a PAX header, its records, the header itself."""
 END_BYTES = 2 * BLOCK
+KEPT = 1000
+"""So many wanted files are kept from the first reading of a manifest; of more, they are read again when their bytes come."""
 _log = logging.getLogger(__name__)
 
 Read = Callable[[], Iterable[memoryview]]
@@ -86,7 +88,8 @@ def extract_files(
     Otherwise as ``extract``. Files that are not in this datablock are not its concern: see ``select``.
     """
     index = _Index(manifest, wanted)
-    delivery = _Delivery(compress(ManifestReader([manifest]).files(), index.flags), sink)
+    again = compress(ManifestReader([manifest]).files(), index.flags)
+    delivery = _Delivery(again if index.kept is None else iter(index.kept), sink)
     window = _Window(index, delivery)
     with _named(index):
         read_bytes = one_pass(
@@ -196,6 +199,8 @@ class _Index:
         """Of each file, in order: is it wanted?"""
         self.extents = array("Q")
         """Start and end in the tar of each series of wanted files."""
+        self.kept: list[ManifestFile] | None = []
+        """The wanted files, unless they are too many."""
         self.size_bytes = 0
         total = 0
         last: ManifestFile | None = None
@@ -256,6 +261,10 @@ class _Index:
         if not wanted:
             return
         self.size_bytes += file.size
+        if self.kept is not None:
+            self.kept.append(file)
+            if len(self.kept) > KEPT:
+                self.kept = None
         if self.extents and self.extents[-1] == start:
             self.extents[-1] = end
         else:

@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from archiver import errors
+from archiver.datablock import extract as extracting
 from archiver.datablock.extract import Extracted, extract, extract_files, pass_through, select
 from archiver.datablock.manifest import ManifestReader
 from tests.datablock.extracting import MEMBER_BYTES, Sink, Source, hand_on, nothing, take, take_all
@@ -69,6 +70,17 @@ def test_only_the_members_that_hold_wanted_files_are_read(block: tuple[bytes, by
     chosen = select(block[1], set(wanted))
     assert (chosen.files, chosen.found, chosen.read_bytes) == (len(wanted), set(wanted), result.read_bytes)
     assert chosen.size_bytes == result.size_bytes
+
+
+@pytest.mark.parametrize("kept", [0, 2, 3])
+def test_more_files_than_are_kept_in_memory_come_out_too(
+    block: tuple[bytes, bytes], monkeypatch: pytest.MonkeyPatch, kept: int
+) -> None:
+    monkeypatch.setattr(extracting, "KEPT", kept)
+    wanted = ["f01", "f02", "f07"]
+    sink, result, _ = take(*block, wanted)
+    assert sink.committed == {path: FILES[path] for path in wanted}
+    assert result.files == 3
 
 
 def test_selecting_tells_what_is_there_and_what_would_be_read(block: tuple[bytes, bytes]) -> None:
