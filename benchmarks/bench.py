@@ -72,18 +72,15 @@ class Bench:
         self.facility.upload(pid, workload)
         return pid
 
-    async def one_file_many_times(self, workload: Workload, *, different: int = 1) -> str:
-        """A new dataset whose files have the bytes of the first ``different`` of them in turns, which alone are on the disk:
-        the S3 server keeps objects as files."""
+    async def one_file_many_times(self, workload: Workload) -> str:
+        """A new dataset of which all files have the same bytes, on the disk once: the S3 server keeps objects as files."""
         await self.facility.log_in()
         pid = await self.facility.dataset(workload)
-        self.facility.upload(pid, replace(workload, files=different))
+        self.facility.upload(pid, replace(workload, files=1))
         folder = self.objects("landing") / pid
-        paths = workload.paths()
-        for parent in {(folder / path).parent for path in paths}:
-            parent.mkdir(exist_ok=True)
-        for k, path in enumerate(paths[different:]):
-            (folder / path).hardlink_to(folder / paths[k % different])
+        first, *others = workload.paths()
+        for path in others:
+            (folder / path).hardlink_to(folder / first)
         return pid
 
     def objects(self, bucket: str) -> Path:

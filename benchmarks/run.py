@@ -97,7 +97,7 @@ async def measure(folder: Path, given: argparse.Namespace) -> list[table.Row]:
             if name in given.only:
                 rows += await retrieved(bench, workload.smaller(by) if by > 1 else workload, given.rounds)
         if "retrieve-one" in given.only:
-            rows += await single(bench, max(given.rounds, 5), small=given.small)
+            rows += single(bench, max(given.rounds, 5), small=given.small)
         if "retrieve-tiny" in given.only:
             rows += await tiny_back(bench, max(given.rounds, 7))
         if "retrieve-memory" in given.only:
