@@ -246,9 +246,10 @@ def test_p3_small_files_are_written_once(lts: Lts) -> None:
     assert lts.raw(f"{PID}/{MANIFEST}") == b"one"
 
 
-def bag(plan: str = PLAN) -> dict[str, bytes]:
+def bag(plan: str = PLAN, data: bytes = BYTES, manifest: bytes = MADE.manifest) -> dict[str, bytes]:
+    """A bag of one datablock."""
     sums = "".join(
-        f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in ((BLOCK, BYTES), (MANIFEST, MADE.manifest))
+        f"{hashlib.sha256(each).hexdigest()}  {name}\n" for name, each in ((BLOCK, data), (MANIFEST, manifest))
     ).encode()
     info = f"Archiver-Plan: {plan}\n".encode()
     tags = f"{hashlib.sha256(sums).hexdigest()}  manifest-sha256.txt\n".encode()

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
 
+from archiver.datablock.manifest import ManifestReader
 from archiver.progress import Silent
 from archiver.settings import S3Settings
 from archiver.storage.lts_bucket import BucketLts
 from archiver.storage.objects import Bucket
-from tests.storage.test_lts_bucket import ARCHIVE, BLOCK, BYTES, FILES, MADE, MANIFEST, PID, PLAN, Lts, bag, pieces
+from tests.datablock.making import packed
+from tests.storage.test_lts_bucket import ARCHIVE, BLOCK, MANIFEST, MIB, PID, Lts, bag, pieces
+
+BYTES, MADE = packed({"one": os.urandom(5 * MIB), "two": b"small"}, chunk=MIB)
+"""Two parts."""
+PLAN = ManifestReader([MADE.manifest]).header.plan
+BAG = bag(PLAN, BYTES, MADE.manifest)
 
 
 class Killed(BaseException):
@@ -62,7 +70,7 @@ def archive(lts: BucketLts) -> None:
         )
         lts.prove(PID, BLOCK, MADE.manifest, staged=lambda: map(memoryview, pieces(BYTES)), progress=Silent())
         lts.put_small(PID, MANIFEST, MADE.manifest, "r-1")
-    lts.publish_bag(PID, bag(), PLAN, Silent())
+    lts.publish_bag(PID, BAG, PLAN, Silent())
 
 
 def again(lts: Lts) -> BucketLts:
@@ -93,9 +101,9 @@ def test_p5_a_death_at_any_request_is_mended_by_the_next_run(
         assert lts.storage_class() == ("GLACIER" if kind == "glacier" else "STANDARD"), where
         assert list(lts.bucket.open_uploads("")) == [], where
         assert [key for key in lts.listed() if key.startswith(".archiver/condemned")] == [], where
-        assert sorted(lts.listed()) == sorted([f"{PID}/{name}" for name in (BLOCK, MANIFEST, *bag())]), where
+        assert sorted(lts.listed()) == sorted([f"{PID}/{name}" for name in (BLOCK, MANIFEST, *BAG)]), where
         if kind == "glacier":
             assert next_run.recall(PID, BLOCK), where
-        assert next_run.check(PID, BLOCK, MADE.manifest, Silent()).files == len(FILES), where
+        assert next_run.check(PID, BLOCK, MADE.manifest, Silent()).files == 2, where
     # Survey, copy, proof, manifest and bag ask often; one that asked nothing would prove nothing.
     assert deaths >= 20
