@@ -29,7 +29,7 @@ TELL = ("PUT", r"/{pid}/\.scicat-archiver/[0-9a-f]+/1\.jsonl\.gz$")
 """``retrieve-datablock`` stores what it delivered."""
 FINISH = ("PUT", r"/{pid}/\.scicat-archiver/[0-9a-f]+/complete\.json$")
 """``finish-retrieve-dataset`` stores that all of it is there."""
-LINK = ("GET", r"/{pid}/\.scicat-archiver/[0-9a-f]+/1\.jsonl\.gz$")
+LINK = ("GET", r"/{pid}/\.scicat-archiver/[0-9a-f]+/complete\.json$")
 """``finish-retrieve-job`` reads what it is to link to."""
 
 

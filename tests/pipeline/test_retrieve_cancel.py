@@ -72,13 +72,16 @@ SCICAT = ("GET", "/datasets/{pid}/datablocks/count$")
 IN_TIME = {
     "begin-retrieve-dataset, dataset": Stop("dataset", "signal", SCICAT, SMALL),
     "begin-retrieve-dataset, job": Stop("job", "temporal", SCICAT, SMALL),
-    "plan-retrieve, job": Stop("job", "signal", at.PLAN, SMALL),
-    "plan-retrieve, dataset": Stop("dataset", "temporal", at.PLAN, SMALL),
     "a small file is put": Stop("dataset", "signal", at.PUT_FILE, SMALL),
     "a part of a large file is put": Stop("job", "temporal", at.PUT_PART, LARGE),
     "a large file is completed": Stop("job", "signal", at.COMPLETE_FILE, LARGE),
     "all of a datablock was put": Stop("dataset", "temporal", at.TELL, SMALL),
 }
+DEAF = {
+    "plan-retrieve, job": Stop("job", "signal", at.PLAN, SMALL),
+    "plan-retrieve, dataset": Stop("dataset", "temporal", at.PLAN, SMALL),
+}
+"""A request that hangs in a step which says nothing meanwhile: it hears of no stop, and ends by its heartbeat's time limit."""
 TOO_LATE = {
     "the dataset is reported, dataset": Stop("dataset", "signal", at.FINISH, SMALL),
     "the dataset is reported, by Temporal": Stop("dataset", "temporal", at.FINISH, SMALL),
@@ -147,10 +150,13 @@ async def each(cases: dict[str, Stop], one: Callable[[Stop, int], Awaitable[T]])
     return await asyncio.gather(*(run(n, name) for n, name in enumerate(cases)))
 
 
-async def test_p3_a_stop_ends_what_is_under_way_and_leaves_nothing_half(stoppable: Stoppable) -> None:
+@pytest.mark.parametrize("stops", [IN_TIME, DEAF], ids=["in each step", "in a step that hangs"])
+async def test_p3_a_stop_ends_what_is_under_way_and_leaves_nothing_half(
+    stoppable: Stoppable, stops: dict[str, Stop]
+) -> None:
     system = stoppable.system
-    pids = await stoppable.archived(stop.files for stop in IN_TIME.values())
-    others = await stoppable.archived(OTHER for _ in IN_TIME)
+    pids = await stoppable.archived(stop.files for stop in stops.values())
+    others = await stoppable.archived(OTHER for _ in stops)
 
     async def one(stop: Stop, n: int) -> None:
         pid, other = pids[n], others[n]
@@ -189,10 +195,10 @@ async def test_p3_a_stop_ends_what_is_under_way_and_leaves_nothing_half(stoppabl
         await assert_retrieved(system, job, pids[n], stop.files)
 
     try:
-        await each(IN_TIME, one)
+        await each(stops, one)
     finally:
         stoppable.holds.let_all_go()
-    await each(IN_TIME, again)
+    await each(stops, again)
 
 
 async def _said(system: System, pid: str, status: str) -> bool:

@@ -71,10 +71,21 @@ async def beats(system: System, step: str, kind: str, *parts: str) -> bytes:
     return bytes(await until(said, f"a heartbeat of {step}"))
 
 
+def signatures(system: System, pid: str) -> set[str]:
+    """Those of the links in the lists and scripts that lie beside a dataset's files."""
+    bucket = system.settings.retrieval.bucket
+    found = set()
+    for entry in system.boto.list_objects_v2(Bucket=bucket, Prefix=f"{pid}/")["Contents"]:
+        data = system.boto.get_object(Bucket=bucket, Key=entry["Key"])["Body"].read()
+        found |= {match.decode() for match in SIGNATURE.findall(data)}
+    return found
+
+
 @pytest.fixture(scope="module")
 async def seen(system: System, holds: Holds, s3: S3Settings) -> Seen:
     """All of it, after retrievals that went well and some that failed at servers which echo secrets."""
     assert s3.secret_key is not None
+    bucket = system.settings.retrieval.bucket
     faults, s3_faults = system.standin.faults, holds.proxy.faults
     token = max(system.standin.tokens, key=lambda one: system.standin.tokens[one][1])
     found = {CANARY, PASSWORD, s3.secret_key.get_secret_value(), *system.standin.tokens}
@@ -102,15 +113,15 @@ async def seen(system: System, holds: Holds, s3: S3Settings) -> Seen:
     job, result = await retrieve(system, many)
     assert result.counts == m.Counts(retrieved=1)
     jobs.append(job)
+    listed = signatures(system, many)
 
     # S3 echoes a link, to each step that asks it.
     for method, pattern in (at.PLAN, at.PUT_FILE, at.TELL):
         message = PRESIGNED.replace("&", "&amp;")
         s3_faults.append(S3Fault(method, pattern.replace("{pid}", many), times=EVER, status=403, message=message))
-        if (method, pattern) == at.PUT_FILE:
-            # What is there already is not put again.
-            for name in MANY:
-                system.boto.delete_object(Bucket=system.settings.retrieval.bucket, Key=f"{many}/{name}")
+        # What is there already is neither read nor put again.
+        for entry in system.boto.list_objects_v2(Bucket=bucket, Prefix=f"{many}/").get("Contents", []):
+            system.boto.delete_object(Bucket=bucket, Key=entry["Key"])
         job, result = await retrieve(system, many)
         s3_faults.clear()
         assert result.counts == m.Counts(system_errors=1)
@@ -128,9 +139,7 @@ async def seen(system: System, holds: Holds, s3: S3Settings) -> Seen:
     told = b"".join([json.dumps(await system.job_record(one)).encode() for one in jobs])
     links = {match.decode() for match in SIGNATURE.findall(told)}
     assert len(links) >= len(FEW) + 4, "links to files, and to two lists and two scripts"
-    for entry in system.boto.list_objects_v2(Bucket=system.settings.retrieval.bucket, Prefix=f"{many}/")["Contents"]:
-        data = system.boto.get_object(Bucket=system.settings.retrieval.bucket, Key=entry["Key"])["Body"].read()
-        links |= {match.decode() for match in SIGNATURE.findall(data)}
+    links |= listed | signatures(system, many)
     assert len(links) >= len(FEW) + 4 + 2 * len(MANY)
     all_of_it = sorted(found | links | set(system.standin.tokens))
     return Seen([one.encode() for one in all_of_it], jobs, heartbeats)
