@@ -16,6 +16,7 @@ from itertools import chain, islice, repeat
 from typing import Any
 from urllib.parse import quote
 
+from archiver.patience import patiently
 from archiver.retrieval.delivered import Delivered
 from archiver.retrieval.script import Fetch, download_script, follow_script
 
@@ -64,8 +65,10 @@ def links(
     # Of a name of its own at each try: what an earlier one told of may be what SciCat has, and its digest with it.
     at += f"{secrets.token_hex(8)}/"
     listed, long = _Told(partial(_lines, datasets, presign)), _Told(partial(_script, datasets, presign, valid_until))
-    put(at + LIST, listed)
-    put(at + SCRIPT, long)
+    # Made in a thread beside: what they are made of is read and signed by the library that asks for them, which cannot do
+    # both in one (it panics, where the text is so long that it goes in parts).
+    put(at + LIST, patiently(listed, _wait))
+    put(at + SCRIPT, patiently(long, _wait))
     pid = datasets[0][0] if len(datasets) == 1 else ""
     script = follow_script(long.size, long.sha256, presign(at + SCRIPT), valid_until=valid_until)
     return {"result": [_entry(pid, LIST, listed.size, "", presign(at + LIST))], "downloadScript": script, **told}
@@ -77,6 +80,10 @@ def places(datasets: Iterable[tuple[str, int]], where: Callable[[str], str], *, 
     return {
         "result": [_entry(pid, path := where(pid), size, "", f"file://{quote(path)}") for pid, size in first],
     }
+
+
+def _wait(seconds: float) -> None:
+    """Requests have their own time limits, and who waits for links says so (``beating``)."""
 
 
 def _all(datasets: Iterable[tuple[str, Read]]) -> Iterator[tuple[str, Delivered]]:

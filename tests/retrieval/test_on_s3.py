@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import secrets
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,9 @@ import pytest
 
 from archiver.errors import TargetFault
 from archiver.retrieval.delivered import Delivered
-from archiver.retrieval.result import links
+from archiver.retrieval.result import SCRIPT, links
 from archiver.settings import RetrievalSettings, S3Settings
-from archiver.storage.objects import Bucket
+from archiver.storage.objects import PUT_PART_BYTES, Bucket
 from archiver.storage.retrieval_bucket import RetrievalBucket
 from tests.pipeline.moments import until
 from tests.retrieval.test_script import SHELLS, Folder
@@ -74,6 +75,35 @@ def test_each_link_gives_its_file_and_is_as_others_read_it(target: RetrievalBuck
         assert f"/{target.bucket.name}/for/users/{PID}/" in entry["url"], "path style, the raw pid first (contract 9.2)"
         assert re.search(r"[?&]X-Amz-Date=\d{8}T\d{6}Z&", entry["url"])
         assert "X-Amz-Expires=3600" in entry["url"]
+
+
+def test_a_list_and_a_script_that_are_uploaded_in_parts_are_made_from_what_lies_in_the_bucket(
+    target: RetrievalBucket,
+) -> None:
+    count, key = 20_000, target.dataset(PID) + "delivered"
+    target.bucket.put(key, b"read while the list is written")
+
+    def read() -> Iterator[Delivered]:
+        for n in range(count):
+            if n % 1000 == 0:
+                assert target.bucket.get(key)
+            yield Delivered(f"run/{n:06}.bin", target.key(PID, f"run/{n:06}.bin"), n, "0" * 64, f"{PID}/data/1.tar.gz")
+
+    told = links(
+        [(PID, read)],
+        presign=lambda key: target.presign(key, 3600),
+        put=target.bucket.put_stream,
+        at=target.dataset(PID) + "told/",
+        life_seconds=3600,
+        run="r",
+        max_listed=100,
+    )
+    (entry,) = told["result"]
+    listed = httpx.get(entry["url"], trust_env=False).raise_for_status().content
+    assert len(listed) == entry["size"] > PUT_PART_BYTES
+    assert [json.loads(line)["size"] for line in listed.splitlines()] == [*range(count)]
+    (script,) = [one for one in target.bucket.list(target.dataset(PID) + "told/") if one.key.endswith(SCRIPT)]
+    assert script.size > PUT_PART_BYTES
 
 
 async def test_a_link_whose_time_is_over_is_told_with_what_to_do(target: RetrievalBucket, tmp_path: Path) -> None:
