@@ -13,9 +13,9 @@ import os
 import re
 import string
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -56,6 +56,8 @@ SECRETS = (
     ("bridge", "token"),
     ("bridge", "password"),
     ("rabbitmq", "url"),
+    ("landing.s3", "secret_key"),
+    ("lts.bucket.s3", "secret_key"),
 )
 """Section and name of each secret that a file may hold."""
 LANDING_FIELDS = frozenset({"pid", "source_folder", "owner_group", "proposal_id"})
@@ -559,13 +561,16 @@ class _SecretFiles(InitSettingsSource):
     def __init__(self, settings_cls: type[BaseSettings], environment: Mapping[str, str]) -> None:
         data: dict[str, Any] = {}
         for section, name in SECRETS:
-            variable = f"ARCHIVER_{section}__{name}_FILE".upper()
+            variable = f"ARCHIVER_{section.replace('.', '__')}__{name}_FILE".upper()
             if path := environment.get(variable):
                 try:
                     secret = Path(path).read_text("utf-8").strip()
                 except OSError as error:
                     raise SettingsInvalid(f"{variable} names {path}, which cannot be read: {error.strerror}") from None
-                data.setdefault(section, {})[name] = secret
+                values = data
+                for part in section.split("."):
+                    values = values.setdefault(part, {})
+                values[name] = secret
         super().__init__(settings_cls, data)
 
 
@@ -575,7 +580,10 @@ class _Environment(EnvSettingsSource):
     def __call__(self) -> dict[str, Any]:
         data = super().__call__()
         for section, name in SECRETS:
-            if isinstance(values := data.get(section), dict):
+            values: Any = data
+            for part in section.split("."):
+                values = values.get(part) if isinstance(values, dict) else None
+            if isinstance(values, dict):
                 values.pop(f"{name}_file", None)
         return data
 
@@ -680,9 +688,7 @@ def find_file(given: Path | None = None) -> Path | None:
 
 def load(path: Path | None = None) -> Settings:
     """Read and check all settings; ``path`` as ``find_file`` returns it. Raises ``SettingsInvalid`` naming each key."""
-    data = _TomlFile(Settings, path)()
-    for section, secrets in _SecretFiles(Settings, os.environ)().items():
-        data[section] = {**data.get(section, {}), **secrets}
+    data = _merged(_TomlFile(Settings, path)(), _SecretFiles(Settings, os.environ)())
     try:
         _refuse_unknown_environment()
         return Settings(**data)
@@ -695,16 +701,37 @@ def load(path: Path | None = None) -> Settings:
 def _refuse_unknown_environment() -> None:
     """Unknown ``ARCHIVER_*`` variables are spelling mistakes: pydantic-settings would ignore them."""
     known = {"ARCHIVER_CONFIG", "ARCHIVER_CACHE_DIR", "ARCHIVER_TEMPORAL_BIN", "ARCHIVER_VERSITYGW_BIN"}
-    for section, field in Settings.model_fields.items():
-        known.add(f"ARCHIVER_{section}".upper())
-        assert isinstance(field.annotation, type)  # noqa: S101
-        for name in field.annotation.model_fields:
-            known.add(f"ARCHIVER_{section}__{name}".upper())
-            known.add(f"ARCHIVER_{section}__{name}_FILE".upper())
+    known |= set(_variables("ARCHIVER", Settings))
+    known |= {f"ARCHIVER_{section.replace('.', '__')}__{name}_FILE".upper() for section, name in SECRETS}
     for name in os.environ:
         upper = name.upper()
-        if upper.startswith("ARCHIVER_") and upper not in known and not upper.startswith("ARCHIVER_LANDING__S3__"):
+        if upper.startswith("ARCHIVER_") and upper not in known:
             raise SettingsInvalid(f"environment variable {name} is no setting", next_step="archiver config schema")
+
+
+def _variables(above: str, table: type[BaseModel]) -> Iterator[str]:
+    """The environment variables of a table and of those in it."""
+    for name, field in table.model_fields.items():
+        variable = f"{above}{'_' if table is Settings else '__'}{name}".upper()
+        yield variable
+        if (inner := table_of(field.annotation)) is not None:
+            yield from _variables(variable, inner)
+
+
+def table_of(annotation: object) -> type[BaseModel] | None:
+    """The table that a setting is, or may be; None for a value."""
+    kinds = get_args(annotation) or (annotation,)
+    return next((one for one in kinds if isinstance(one, type) and issubclass(one, BaseModel)), None)
+
+
+def _merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Table by table."""
+    deep = {
+        name: _merged(under[name], value)
+        for name, value in over.items()
+        if isinstance(value, dict) and isinstance(under.get(name), dict)
+    }
+    return {**under, **over, **deep}
 
 
 def _explain(error: ValidationError, path: Path | None) -> str:

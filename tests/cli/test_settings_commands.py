@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from archiver.settings import Settings
+from archiver.settings import SECRETS, LtsBucketSettings, S3Settings, Settings, load
+from cli.config import shown
 from tests.cli.running import archiver
 
 SECRET = "hunter2-never-shown"
@@ -120,11 +122,34 @@ def test_schema_uncommented_is_a_settings_file_of_the_defaults(tmp_path: Path) -
 
 def test_schema_explains_every_setting_and_names_its_variable(tmp_path: Path) -> None:
     text = archiver("config", "schema", cwd=tmp_path).stdout
-    for section, field in Settings.model_fields.items():
-        assert isinstance(field.annotation, type)
-        for name, setting in field.annotation.model_fields.items():
-            assert f"ARCHIVER_{section}__{name}".upper() in text
+    tables = {section: field.annotation for section, field in Settings.model_fields.items()}
+    tables |= {"landing.s3": S3Settings, "lts.bucket": LtsBucketSettings, "lts.bucket.s3": S3Settings}
+    for section, table in tables.items():
+        assert isinstance(table, type)
+        assert f"[{section}]" in text
+        for name, setting in table.model_fields.items():
+            assert f"ARCHIVER_{section.replace('.', '__')}__{name}".upper() in text
             assert setting.description, f"{section}.{name} has no description"
+
+
+@pytest.mark.parametrize("secret", SECRETS, ids=".".join)
+def test_every_secret_may_come_from_a_file_and_is_masked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, secret: tuple[str, str]
+) -> None:
+    section, name = secret
+    (tmp_path / "secret").write_text("amqp://user:canary@host/%2F\n")
+    variables = {f"ARCHIVER_{section.replace('.', '__')}__{name}_FILE".upper(): str(tmp_path / "secret")}
+    if section == "lts.bucket.s3":
+        variables["ARCHIVER_LTS__BUCKET__NAME"] = "archive"
+    if name == "password":
+        variables[f"ARCHIVER_{section}__USERNAME".upper()] = "archiver"
+    for variable, value in variables.items():
+        monkeypatch.setenv(variable, value)
+    found: Any = load(None)
+    for part in (*section.split("."), name):
+        found = getattr(found, part)
+    assert found.get_secret_value() == "amqp://user:canary@host/%2F"
+    assert "canary" not in shown(load(None))[0]
 
 
 def test_schema_as_json_is_a_json_schema(tmp_path: Path) -> None:
