@@ -7,7 +7,8 @@ import gzip
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from typing import TypeGuard
+from functools import partial
+from typing import ParamSpec, TypeGuard, TypeVar
 
 from temporalio import activity
 
@@ -24,6 +25,7 @@ from archiver.retrieval.delivered import Delivered, to_bytes
 from archiver.retrieval.keys import RetrievalKeys
 from archiver.settings import Settings
 from archiver.storage import lts_read
+from archiver.storage.bags import read_bag
 from archiver.storage.lts import Lts
 from archiver.storage.lts_read import Held
 from archiver.storage.objects import Bucket
@@ -32,6 +34,9 @@ from archiver.storage.retrieval_directory import RetrievalDirectory
 from archiver.storage.staging import archive_id, datablock_name
 from archiver.storage.targets import Delivered as Placed
 from archiver.storage.targets import Target, stream, whole
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 logger = logging.getLogger("archiver.activities")
 
@@ -67,8 +72,8 @@ class RetrieveLts:
                 next_step="see who removes objects from the staging bucket, then submit the job again",
                 retryable=False,
             )
-        blocks = lts_read.held(self._lts, request.pid)
-        lts_read.compare(request.pid, json.loads(records), blocks, self._lts)
+        blocks = _waited_for(beat, lts_read.held, self._lts, request.pid)
+        _waited_for(beat, lts_read.compare, request.pid, json.loads(records), blocks, self._lts)
         wanted, target = self._wanted(keys), self._target(request.destination)
         missing = set(wanted or ())
         numbers: list[int] = []
@@ -76,7 +81,7 @@ class RetrieveLts:
         files = size = packed = largest = 0
         for block in sorted(blocks.values(), key=lambda one: one.n):
             beat.note(f"looking at datablock {block.n} of {len(blocks)}")
-            manifest = self._manifest(request.pid, block)
+            manifest = _waited_for(beat, self._manifest, request.pid, block)
             selected = select(manifest, wanted)
             if not selected.files:
                 continue
@@ -118,8 +123,8 @@ class RetrieveLts:
         """
         beat = Beat(request.largest_bytes)
         keys, pid = self._keys(request), request.pid
-        block = self._block(pid, request.n)
-        manifest = self._manifest(pid, block)
+        block = _waited_for(beat, self._block, pid, request.n)
+        manifest = _waited_for(beat, self._manifest, pid, block)
         wanted = self._wanted(keys)
         target = self._target(request.destination)
         as_it_is = _as_it_is(request, wanted)
@@ -133,8 +138,7 @@ class RetrieveLts:
         def advance(size_bytes: int) -> None:
             beat.advance(size_bytes)
 
-        def waiting(seconds: float) -> None:
-            beat.note(f"the LTS has given nothing for {seconds:.0f} s (a tape recall?)")
+        waiting = partial(_given_nothing, beat)
 
         def read() -> Iterator[memoryview]:
             return patiently(lts_read.whole(self._lts, pid, block), waiting)
@@ -169,12 +173,19 @@ class RetrieveLts:
     def find_held(self, request: w.CheckDatasetRequest) -> w.HeldResult:
         """The datablocks of the dataset's bag. Raises ``LtsFault`` without a bag, ``IntegrityMismatch`` for a damaged one."""
         Beat()
-        blocks, path = lts_read.held(self._lts, request.pid).values(), pid_path(request.pid)
+        blocks, path, bad = lts_read.held(self._lts, request.pid).values(), pid_path(request.pid), ""
+        try:
+            read_bag(self._lts, path)
+        except IntegrityMismatch as error:
+            bad = scrub(error.one_line())
         sizes = {one.n: self._lts.size_of(path, _name(one)) for one in blocks}
         # One that is gone is told by the check of it.
         recall = [one.n for one in blocks if sizes[one.n] is not None and not self._lts.readable(path, _name(one))]
         return w.HeldResult(
-            datablocks=sorted(sizes), packed_bytes=max((size or 0 for size in sizes.values()), default=0), recall=recall
+            datablocks=sorted(sizes),
+            packed_bytes=max((size or 0 for size in sizes.values()), default=0),
+            recall=recall,
+            bad=bad,
         )
 
     @activity.defn(name="recall-datablocks", no_thread_cancel_exception=True)
@@ -301,3 +312,13 @@ def _list(request: w.Selection, block: Held, files: Iterable[Placed], as_it_is: 
     """What lies in the bucket of a datablock, for the links of the job."""
     source = archive_id(request.pid, block.n, block.format)
     return to_bytes(Delivered(one.name, one.where, one.size, one.sha256, source, as_it_is) for one in files)
+
+
+def _given_nothing(beat: Beat, seconds: float) -> None:
+    beat.note(f"the LTS has given nothing for {seconds:.0f} s (a tape recall?)")
+
+
+def _waited_for(beat: Beat, read: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """What ``read`` returns: a bag's small files may lie on tape as well as its datablocks."""
+    (result,) = patiently((read(*args, **kwargs) for _ in range(1)), partial(_given_nothing, beat))
+    return result

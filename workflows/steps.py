@@ -15,6 +15,7 @@ from typing import Generic, TypeVar
 
 from temporalio import workflow
 from temporalio.common import RetryPolicy
+from temporalio.exceptions import ActivityError
 from temporalio.workflow import ActivityCancellationType
 
 with workflow.unsafe.imports_passed_through():
@@ -73,21 +74,30 @@ class Step(Generic[Request, Result]):
         limit = self.base
         if self.slowest_mib_per_second:
             limit += timedelta(seconds=size_bytes / (self.slowest_mib_per_second * MIB))
-        result: Result = await workflow.execute_activity(
-            self.name,
-            request,
-            task_queue=self.queue,
-            result_type=self.result,
-            start_to_close_timeout=limit,
-            heartbeat_timeout=timedelta(seconds=policy.heartbeat_seconds),
-            retry_policy=self.retry(policy),
-            cancellation_type=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
-            summary=summary[:200],
-        )
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
-            raise asyncio.CancelledError(f"stopped after {self.name}")
+        try:
+            result: Result = await workflow.execute_activity(
+                self.name,
+                request,
+                task_queue=self.queue,
+                result_type=self.result,
+                start_to_close_timeout=limit,
+                heartbeat_timeout=timedelta(seconds=policy.heartbeat_seconds),
+                retry_policy=self.retry(policy),
+                cancellation_type=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
+                summary=summary[:200],
+            )
+        except ActivityError:
+            # However it ended: one that hangs, and hears of no cancel, ends by its heartbeat's time limit.
+            _raise_if_stopped(self.name)
+            raise
+        _raise_if_stopped(self.name)
         return result
+
+
+def _raise_if_stopped(name: str) -> None:
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError(f"stopped after {name}")
 
 
 def _attempts(seconds: float) -> int:

@@ -39,6 +39,8 @@ class VerifyDataset:
         except ActivityError as error:
             self.failed(error, None)
             return self.done
+        if held.bad and held.bad not in self.done.messages:
+            self.done = self.done.model_copy(update={"outcome": "bad", "messages": [*self.done.messages, held.bad]})
         for n in left[:DATABLOCKS_PER_RUN]:
             await self.check(request, n, held)
         if len(left) > DATABLOCKS_PER_RUN:

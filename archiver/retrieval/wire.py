@@ -171,6 +171,8 @@ class HeldResult(m.Wire):
     datablocks: list[int]
     packed_bytes: int = 0
     recall: list[int] = Field(default_factory=list)
+    bad: str = ""
+    """What of the bag's own small files does not match, in words; empty: all of them do."""
 
 
 class RecallRequest(m.Wire):

@@ -113,23 +113,27 @@ async def test_a_read_that_stands_still_is_waited_for_in_sight_and_a_stop_is_hea
     served: System, reads: Reads
 ) -> None:
     """A tape recall; and the token that we had of SciCat is worth nothing when it ends."""
-    whole, few, stopped = [await archived(served) for _ in range(3)]
+    whole, few, stopped, listed = [await archived(served) for _ in range(4)]
     reads.standing |= {served.lts / pid / "data" / "1.tar.gz" for pid in (whole, few, stopped)}
+    reads.standing.add(served.lts / listed / "data" / "1.manifest.jsonl.gz")
     started = {
+        listed: await start_retrieve(served, listed),
         whole: await start_retrieve(served, whole),
         few: await start_retrieve(served, few, files=FEW),
         stopped: await start_retrieve(served, stopped),
     }
 
     async def waited(pid: str, files: list[str] | None = None) -> float:
-        parts = ("retrieve-datablock", pid, selection(files), "1")
-        one = await served.pending("retrieve-datablock", *parts)
+        step, parts = "retrieve-datablock", ("retrieve-datablock", pid, selection(files), "1")
+        if pid == listed:
+            step, parts = "plan-retrieve", ("retrieve-dataset", pid, selection())
+        one = await served.pending(step, *parts)
         assert one.attempt == 1, "a wait is no failure"
         note = str(json.loads(one.heartbeat_details.payloads[0].data)["note"]) if one.heartbeat_details.payloads else ""
         return float(note.partition(" for ")[2].partition(" s")[0]) if "LTS has given nothing for" in note else 0.0
 
     async def longer_than_a_dead_worker_is_waited_for() -> bool:
-        return min(await waited(whole), await waited(few, FEW)) > HEARTBEAT_SECONDS + 1
+        return min(await waited(whole), await waited(few, FEW), await waited(listed)) > HEARTBEAT_SECONDS + 1
 
     await until(lambda: waited(stopped))
     _, handle = started[stopped]
@@ -143,7 +147,7 @@ async def test_a_read_that_stands_still_is_waited_for_in_sight_and_a_stop_is_hea
     served.standin.tokens.clear()
     await served.log_in()
     reads.go_on()
-    for pid, wanted in ((whole, FILES), (few, {name: FILES[name] for name in FEW})):
+    for pid, wanted in ((whole, FILES), (listed, FILES), (few, {name: FILES[name] for name in FEW})):
         job, handle = started[pid]
         assert (await ended(handle)).counts == m.Counts(retrieved=1)
         await assert_retrieved(served, job, pid, wanted, of=FILES)

@@ -73,6 +73,17 @@ async def test_p3_a_flipped_bit_is_bad_and_the_other_datablocks_are_read_all_the
     assert (CODES[done.outcome], "BAD" in lines(done)) == (8, True)
 
 
+@pytest.mark.parametrize("name", ["bagit.txt", "bag-info.txt", "dataset.json", "tagmanifest-sha256.txt"])
+async def test_p3_a_flipped_bit_in_what_no_retrieval_reads_is_bad_too(served: System, name: str) -> None:
+    pid = await served.dataset(FILES)
+    await served.archive(pid)
+    spoil(served.lts / pid / name, 10)
+    done = await verify(served.client, served.settings, pid)
+    assert (done.outcome, done.bad, done.unknown) == ("bad", [], [])
+    assert (done.datablocks, len(done.messages)) == (2, 1)
+    assert pid in done.messages[0]
+
+
 async def test_what_is_not_there_could_not_be_checked_and_is_not_called_good(served: System) -> None:
     pid = await served.dataset(FILES)
     done = await verify(served.client, served.settings, pid)
