@@ -107,7 +107,9 @@ class PackActivities:
         packed = pack(files, plan=plan, n=request.n, progress=beat)
         try:
             # An upload has at most 10,000 parts, so those of one very large file must be larger.
-            self._staging.put_stream(datablock_key, iter(packed), size_hint=plan.largest_bytes, ours=beat.advance)
+            self._staging.put_stream(
+                datablock_key, iter(packed), size_hint=plan.largest_bytes, ours=beat.advance, waiting=beat.note
+            )
         except (ChecksumDiffers, SourceChanged) as error:
             # Once it may be the network's doing: the source is to blame only if it differs again.
             error.retryable = activity.info().attempt == 1

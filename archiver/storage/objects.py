@@ -6,20 +6,25 @@ lengths nor checksums are trusted to a library (M8): lengths are counted here, c
 
 from __future__ import annotations
 
+import base64
+import contextvars
 import hashlib
 import re
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeAlias, TypeVar
 
 import boto3
+import botocore.session
+import botocore.utils
 import obstore
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
@@ -46,6 +51,12 @@ THREADS = 16
 SMALL_BYTES = 64 * 2**10
 SMALL_AT_ONCE = 8
 """So many small objects are read by one thread one after another: to hand each over for itself costs as much as it."""
+SLOWEST_BYTES = 5 * 2**20
+"""Bytes a second that a store puts together which is alive (the same as of copies: ``workflows/steps.py``)."""
+LOOK_SECONDS = 1.0
+STANDS_STILL = 3
+"""After so many times as long as a request is waited for an upload that asks for nothing more stands still."""
+PUTTING_TOGETHER = "waiting for the store to put the parts together"
 RETRY_SECONDS = 60
 """How long one request is retried here; Temporal retries the rest."""
 ATTEMPTS = 4
@@ -101,7 +112,17 @@ _making = threading.Lock()
 @cache
 def _session() -> boto3.session.Session:
     """One for all buckets, as it keeps S3's description: reading that takes ten times as long as making a client."""
-    return boto3.session.Session()
+    core = botocore.session.get_session()
+    core.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_timestamp)
+    return boto3.session.Session(botocore_session=core)
+
+
+def _timestamp(text: str) -> datetime:
+    """S3's usual form at a twentieth of what botocore's own parser costs: two thirds of reading a long listing."""
+    try:
+        return datetime.fromisoformat(text)
+    except (ValueError, TypeError):
+        return botocore.utils.parse_timestamp(text)
 
 
 class Bucket:
@@ -279,19 +300,30 @@ class Bucket:
                 self.boto.head_bucket(Bucket=self.name)
 
     def put(self, key: str, data: bytes) -> None:
-        """A small object whole; replaces what was there."""
-        digest = {DIGEST: hashlib.sha256(data).hexdigest()}
+        """A small object whole; replaces what was there. The store compares what it got with its SHA-256, and keeps that."""
+        digest = hashlib.sha256(data)
+        metadata = {DIGEST: digest.hexdigest()}
         if plain_key(key):
             with self._obstore_faults(key):
-                obstore.put(self._store, key, data, use_multipart=False, attributes=digest)
+                obstore.put(self._checked, key, data, use_multipart=False, attributes=metadata)
             return
+        checksum = base64.b64encode(digest.digest()).decode()
         with self._boto_faults(key):
-            self.boto.put_object(Bucket=self.name, Key=key, Body=data, Metadata=digest)
+            self.boto.put_object(Bucket=self.name, Key=key, Body=data, Metadata=metadata, ChecksumSHA256=checksum)
 
     def put_stream(
-        self, key: str, chunks: Iterable[bytes], *, size_hint: int = 0, ours: Callable[[], object] = lambda: None
+        self,
+        key: str,
+        chunks: Iterable[bytes],
+        *,
+        size_hint: int = 0,
+        ours: Callable[[], object] = lambda: None,
+        waiting: Callable[[str], object] = lambda text: None,
     ) -> None:
         """Upload a stream in parts; whole or not at all. What ``chunks`` raises is raised, and nothing stays behind.
+
+        A server on disks may take minutes to put the parts of a large object together; ``waiting`` is told so every second.
+        One that takes no more bytes for as long as a request is waited for is a fault.
 
         Except after ``Stopped``, from ``chunks`` or, once it failed, from ``ours``: whoever goes on with the work aborts
         what is open, and may have an upload of this key under way by now, which is not ours to abort.
@@ -315,29 +347,34 @@ class Bucket:
                 next_step="choose another key",
                 retryable=False,
             )
-        failed: list[BaseException] = []
-
-        def body() -> Iterator[bytes]:
-            try:
-                while first:
-                    yield first.pop(0)
-                yield from source
-            except BaseException as error:
-                failed.append(error)
-                raise
-
+        sending = _Sending(first, source, self._seconds)
+        # In a thread: it asks for the chunks, and may stand still with a server that stands still.
+        work = partial(
+            obstore.put,
+            self._uploads(size_hint),
+            key,
+            sending.body(),
+            use_multipart=True,
+            chunk_size=part,
+            max_concurrency=PUT_CONCURRENCY,
+        )
         try:
             with self._obstore_faults(key):
-                obstore.put(
-                    self._store, key, body(), use_multipart=True, chunk_size=part, max_concurrency=PUT_CONCURRENCY
-                )
-        except BaseException:
-            if not (failed and isinstance(failed[0], Stopped)):
+                sending.watch(work, waiting)
+        except BaseException as error:
+            if not any(isinstance(one, Stopped) for one in (error, sending.failed)):
                 ours()
                 self._abort_quietly(key)
-            if failed:
-                raise failed[0] from None
+            if sending.failed is not None:
+                raise sending.failed from None
             raise
+
+    def _uploads(self, size: int) -> S3Store:
+        """For an upload of so many bytes: a server on disks needs long to put its parts together, and is waited for."""
+        if size < SLOWEST_BYTES * self._seconds:
+            return self._store
+        patience = self._seconds + size / SLOWEST_BYTES
+        return self._obstore(self._s3.endpoint, path_style=self._s3.path_style, patience=patience)
 
     def stream(self, key: str, *, size: int, version: str, span: tuple[int, int] | None = None) -> Iterator[Buffer]:
         """The bytes of one object in this version, fetched ahead in parts; of ``span`` only, from its first to before its
@@ -529,9 +566,13 @@ class Bucket:
     def _store(self) -> S3Store:
         return self._obstore(self._s3.endpoint, path_style=self._s3.path_style)
 
-    def _obstore(self, endpoint: object, *, path_style: bool) -> S3Store:
+    @cached_property
+    def _checked(self) -> S3Store:
+        """For objects put whole: sends their SHA-256 beside them. In parts of large ones that would cost 0.7 cpu-s a GiB."""
+        return self._obstore(self._s3.endpoint, path_style=self._s3.path_style, checksum_algorithm="SHA256")
+
+    def _obstore(self, endpoint: object, *, path_style: bool, patience: float = 0, **keys: Any) -> S3Store:
         s3 = self._s3
-        keys: dict[str, Any] = {}
         if endpoint:
             keys["endpoint"] = str(endpoint).rstrip("/")
         if s3.access_key and s3.secret_key:
@@ -545,7 +586,7 @@ class Bucket:
             client_options={
                 "allow_http": True,
                 "connect_timeout": timedelta(seconds=min(10, self._seconds)),
-                "timeout": timedelta(seconds=self._seconds),
+                "timeout": timedelta(seconds=patience or self._seconds),
             },
             retry_config={"max_retries": 6 if self._patient else 0, "retry_timeout": timedelta(seconds=self._seconds)},
             **keys,
@@ -587,6 +628,64 @@ class Bucket:
             found=lines[0][:300],
             next_step="retried; check that the S3 server runs, its bucket, and our keys",
         )
+
+
+class _Sending:
+    """The chunks of an upload that goes on in a thread, and what becomes of it."""
+
+    def __init__(self, first: list[bytes], rest: Iterator[bytes], seconds: float) -> None:
+        self.failed: BaseException | None = None
+        """What the chunks raised."""
+        self._first, self._rest = first, rest
+        self._seconds = seconds
+        self._given = 0.0
+        """Since when the store has something to send; 0 while it waits for us."""
+        self._all_sent = False
+        self._left = False
+
+    def body(self) -> Iterator[bytes]:
+        """The chunks."""
+        try:
+            for chunk in chain(iter(lambda: self._first.pop(0) if self._first else None, None), self._rest):
+                if self._left:
+                    return
+                self._given = time.monotonic()
+                yield chunk
+                self._given = 0.0
+        except BaseException as error:
+            self.failed = error
+            raise
+        self._all_sent = True
+
+    def watch(self, work: Callable[[], object], waiting: Callable[[str], object]) -> None:
+        """Do ``work`` in a thread, to its end. Raises what it raises; ``Stopped`` as ``waiting`` does, once the work has ended
+        or was given as long as a request; ``OSError`` for a server that takes nothing more, whose thread is left to it.
+        """
+        raised: list[BaseException] = []
+
+        def run() -> None:
+            try:
+                work()
+            except BaseException as error:  # noqa: BLE001  carried to who waits
+                raised.append(error)
+
+        # With the context of who asks: an activity's heartbeat is known by it.
+        thread = threading.Thread(target=contextvars.copy_context().run, args=(run,), name="put-stream", daemon=True)
+        thread.start()
+        while thread.is_alive():
+            thread.join(LOOK_SECONDS)
+            since = self._given
+            if self._all_sent and thread.is_alive():
+                try:
+                    waiting(PUTTING_TOGETHER)
+                except Stopped:
+                    thread.join(self._seconds)
+                    raise
+            elif since and time.monotonic() - since > STANDS_STILL * self._seconds:
+                self._left = True
+                raise TimeoutError(f"the server has taken nothing for {time.monotonic() - since:.0f} s")
+        if raised:
+            raise raised[0]
 
 
 def _seconds(when: datetime | None) -> float:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from pydantic import SecretStr
+from pydantic import AnyHttpUrl, SecretStr
 
-from archiver.errors import SourceFault, StagingFault
+from archiver.errors import SourceFault, StagingFault, Stopped
 from archiver.settings import S3Settings
 from archiver.storage import objects
 from archiver.storage.objects import GET_PART_BYTES, PUT_PART_BYTES, Bucket, ObjectChanged, ObjectInfo
 from cli.servers import free_port
+from tests.pipeline.faulty_s3 import FaultyS3, S3Fault
 from tests.storage.conftest import new_bucket
 
 EVERYWHERE = [
@@ -305,3 +308,83 @@ def test_a_server_that_refuses_or_is_not_there_is_its_sides_fault_told_without_s
     assert caught.value.retryable
     assert f"bucket {bucket.name}" in caught.value.what
     assert canary not in caught.value.one_line()
+
+
+@pytest.fixture
+def proxy(s3: S3Settings) -> Iterator[FaultyS3]:
+    """Before the S3 server; faults may be added."""
+    made = FaultyS3(str(s3.endpoint)).start()
+    yield made
+    made.stop()
+
+
+def through(s3: S3Settings, proxy: FaultyS3, name: str) -> Bucket:
+    """The same bucket by way of a proxy, impatient."""
+    return Bucket(name, s3.model_copy(update={"endpoint": AnyHttpUrl(proxy.url)}), StagingFault, seconds=2)
+
+
+def test_a_store_that_needs_long_to_put_the_parts_together_is_waited_for(s3: S3Settings, proxy: FaultyS3) -> None:
+    bucket = new_bucket(s3)
+    data = os.urandom(3 * PUT_PART_BYTES)
+    bucket.put("k", b"of an earlier try")
+    proxy.faults.append(S3Fault("POST", r"/k\?uploadId=", before=lambda: time.sleep(4)))
+    told: list[str] = []
+    through(s3, proxy, bucket.name).put_stream(
+        "k",
+        (data[i : i + 1_000_003] for i in range(0, len(data), 1_000_003)),
+        size_hint=len(data),
+        waiting=told.append,
+    )
+    assert bucket.get("k") == data
+    assert list(bucket.open_uploads("")) == []
+    # Whoever heartbeats by it is alive from the last part on.
+    assert len(told) >= 2
+
+
+def test_a_store_that_cannot_put_them_together_is_a_fault_that_leaves_nothing(s3: S3Settings, proxy: FaultyS3) -> None:
+    bucket = new_bucket(s3)
+    bucket.put("k", b"of an earlier try")
+    proxy.faults.append(S3Fault("POST", r"/k\?uploadId=", status=500, times=100))
+    with pytest.raises(StagingFault):
+        through(s3, proxy, bucket.name).put_stream("k", iter([bytes(PUT_PART_BYTES)] * 3))
+    assert bucket.get("k") == b"of an earlier try"
+    assert list(bucket.open_uploads("")) == []
+
+
+def test_who_is_stopped_while_the_store_puts_them_together_hears_it_when_that_has_ended(
+    s3: S3Settings, proxy: FaultyS3
+) -> None:
+    bucket = new_bucket(s3)
+    proxy.faults.append(S3Fault("POST", r"/k\?uploadId=", before=lambda: time.sleep(2)))
+
+    def stop(text: str) -> None:
+        raise Stopped("enough")
+
+    data = [bytes(PUT_PART_BYTES)] * 3
+    with pytest.raises(Stopped):
+        through(s3, proxy, bucket.name).put_stream("k", iter(data), size_hint=3 * PUT_PART_BYTES, waiting=stop)
+    # Nobody writes any more when the stop is told: what clears up after it is not raced.
+    assert bucket.head("k") is not None
+
+
+@pytest.mark.parametrize("size_hint", [0, 3 * PUT_PART_BYTES])
+def test_a_server_that_takes_no_more_is_a_fault_and_not_waited_for_as_long_as_one_that_puts_together(
+    s3: S3Settings, proxy: FaultyS3, monkeypatch: pytest.MonkeyPatch, size_hint: int
+) -> None:
+    monkeypatch.setattr(objects, "SLOWEST_BYTES", 1)
+    bucket = new_bucket(s3)
+    held = threading.Event()
+    proxy.faults.append(S3Fault("PUT", r"/k\?.*partNumber=", times=100, before=lambda: held.wait(60)))
+    asked = [0]
+
+    def chunks() -> Iterator[bytes]:
+        for _ in range(40):
+            asked[0] += 1
+            yield bytes(PUT_PART_BYTES)
+
+    with pytest.raises(StagingFault):
+        through(s3, proxy, bucket.name).put_stream("k", chunks(), size_hint=size_hint)
+    before = asked[0]
+    held.set()
+    assert before < 40
+    assert bucket.head("k") is None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import os
 import secrets
@@ -96,6 +98,14 @@ def test_p4_files_of_many_parts_keep_their_bytes_apart(target: RetrievalBucket) 
     files = {name: os.urandom(7 * PUT_PART_BYTES + 1) for name in ("a", "b")}
     assert deliver(target, files.items()) == (2, 0)
     assert lying(target) == {f"{PID}/{name}": data for name, data in files.items()}
+
+
+@pytest.mark.parametrize("name", ["small", "tab\tx"])
+def test_p2_a_small_file_was_compared_by_the_store_with_its_sha256(target: RetrievalBucket, name: str) -> None:
+    deliver(target, [(name, b"bytes")])
+    key = target.key(PID, name)
+    kept = target.bucket.boto.head_object(Bucket=target.bucket.name, Key=key, ChecksumMode="ENABLED")
+    assert base64.b64decode(kept["ChecksumSHA256"]) == hashlib.sha256(b"bytes").digest()
 
 
 def test_p2_a_part_that_changes_on_its_way_is_refused_by_the_store(target: RetrievalBucket) -> None:
