@@ -46,7 +46,7 @@ def query_of(*, running: bool = False, failed: bool = False, since: str | None =
         if match is None:
             raise SettingsInvalid(f"--since {since!r} is no span of time", expected="30m, 12h, 7d or 2w", found=since)
         begin = datetime.now(UTC) - timedelta(**{UNITS[match[2]]: int(match[1])})
-        parts.append(f"StartTime > '{begin:%Y-%m-%dT%H:%M:%SZ}'")
+        parts.append(f"StartTime > '{begin:%Y-%m-%dT%H:%M:%S.%fZ}'")
     return " AND ".join(parts)
 
 
