@@ -247,7 +247,7 @@ class BucketLts(Bags):
             upload.send(chunks, parts, size, progress)
             if sha256:
                 check_copied(called, (size, sha256), (parts.size, parts.sha256))
-            upload.complete()
+            upload.complete(parts.size, progress)
         return parts
 
     def _same(
@@ -430,7 +430,7 @@ class BucketLts(Bags):
         with uploading(self._bucket, target, storage_class, metadata, checksum=onto_itself) as upload:
             upload.copy(source, stored.version, stored.size, length, progress)
             try:
-                upload.complete(over=stored.version if onto_itself else "")
+                upload.complete(stored.size, progress, over=stored.version if onto_itself else "")
             except There:
                 raise LtsFault(
                     f"{source} was changed while it was copied",

@@ -162,12 +162,20 @@ class Upload:
         if digest := answer.get("ChecksumSHA256"):
             part["ChecksumSHA256"] = digest
 
-    def complete(self, *, over: str = "") -> None:
-        """Make the object visible, where nothing is, or over that version. Raises ``There`` if it is not so."""
+    def complete(self, size: int, progress: Progress, *, over: str = "") -> None:
+        """Make the object of so many bytes visible, where nothing is, or over that version; ``progress`` is told meanwhile.
+
+        Raises ``There`` if it is not so.
+        """
+        with _threads(1, 0, progress) as threads:
+            threads.submit(0, self._complete, size, over)
+            threads.drain()
+
+    def _complete(self, size: int, over: str) -> None:
         condition: Any = {"IfMatch": over} if over else {"IfNoneMatch": "*"}
         with self._bucket.faults(self._key):
             try:
-                self._bucket.boto.complete_multipart_upload(
+                self._bucket.completing(size).complete_multipart_upload(
                     Bucket=self._bucket.name,
                     Key=self._key,
                     UploadId=self.id,

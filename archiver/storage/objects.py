@@ -535,27 +535,35 @@ class Bucket:
         with _making:
             return self._client(endpoint or self._s3.endpoint, config)
 
+    def completing(self, size: int) -> S3Client:
+        """A client for the request that completes an upload of so many bytes: a server on disks needs long for it.
+
+        Not tried again by itself where that takes long: a second request may find no upload any more.
+        """
+        if size < SLOWEST_BYTES * self._seconds:
+            return self.boto
+        return self.client(read_timeout=self._seconds + size / SLOWEST_BYTES, retries={"total_max_attempts": 1})
+
     def faults(self, key: str) -> AbstractContextManager[None]:
         """What a client raises in this context becomes the side's fault."""
         return self._boto_faults(key)
 
     def _client(self, endpoint: object, config: dict[str, Any]) -> S3Client:
         s3 = self._s3
-        more: Any = {"addressing_style": "path" if s3.path_style else "auto", **config.pop("s3", {})}
+        usual: dict[str, Any] = {
+            "s3": {"addressing_style": "path" if s3.path_style else "auto", **config.pop("s3", {})},
+            "retries": {"mode": "standard", "max_attempts": ATTEMPTS if self._patient else 1},
+            "connect_timeout": min(10, self._seconds),
+            "read_timeout": self._seconds,
+            "max_pool_connections": THREADS,
+        }
         return _session().client(
             "s3",
             endpoint_url=str(endpoint) if endpoint else None,
             aws_access_key_id=s3.access_key,
             aws_secret_access_key=s3.secret_key.get_secret_value() if s3.secret_key else None,
             region_name=s3.region,
-            config=Config(
-                s3=more,
-                retries={"mode": "standard", "max_attempts": ATTEMPTS if self._patient else 1},
-                connect_timeout=min(10, self._seconds),
-                read_timeout=self._seconds,
-                max_pool_connections=THREADS,
-                **config,
-            ),
+            config=Config(**{**usual, **config}),
         )
 
     def signer(self, endpoint: object = None) -> S3Store:

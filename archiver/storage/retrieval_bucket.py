@@ -444,7 +444,7 @@ class BucketSink:
         listed: Any = [part.result() for part in upload.parts]
         with self._bucket.faults(upload.key):
             try:
-                self._target.parts.complete_multipart_upload(
+                self._bucket.completing(size).complete_multipart_upload(
                     Bucket=self._bucket.name,
                     Key=upload.key,
                     UploadId=upload.upload_id,

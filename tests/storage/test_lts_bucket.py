@@ -6,11 +6,13 @@ import hashlib
 import json
 import os
 import secrets
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from botocore.exceptions import ClientError
+from pydantic import AnyHttpUrl
 
 from archiver.datablock.bag import TAG_MANIFEST
 from archiver.datablock.manifest import ManifestReader
@@ -22,6 +24,7 @@ from archiver.storage import lts_bucket, multipart
 from archiver.storage.lts_bucket import BucketLts
 from archiver.storage.objects import Bucket
 from tests.datablock.making import packed
+from tests.pipeline.faulty_s3 import FaultyS3, S3Fault
 from tests.storage.glacier import Restores, restores
 
 PID = "20.500.1/x"
@@ -179,6 +182,29 @@ def test_the_store_refuses_a_part_whose_bytes_changed_on_the_way(
     with pytest.raises(LtsFault, match="BadDigest"):
         lts.copy()
     assert lts.listed() == []
+
+
+def test_a_store_that_needs_long_to_put_the_parts_together_is_waited_for(s3: S3Settings) -> None:
+    lts = Lts(s3)
+    proxy = FaultyS3(str(s3.endpoint)).start()
+    proxy.faults.append(S3Fault("POST", r"/1\.tar\.gz\?uploadId=", before=lambda: time.sleep(4)))
+    by_way = s3.model_copy(update={"endpoint": AnyHttpUrl(proxy.url)})
+    slow = BucketLts(Bucket(lts.bucket.name, by_way, LtsFault, seconds=2), lts.settings, "test")
+    told: list[str] = []
+
+    class Noting(Silent):
+        def note(self, text: str) -> None:
+            told.append(text)
+
+    digest = hashlib.sha256(BYTES).hexdigest()
+    try:
+        slow.copy_in(
+            *(PID, BLOCK, pieces(BYTES)), size=len(BYTES), sha256=digest, attempt="r-1", promise="p", progress=Noting()
+        )
+    finally:
+        proxy.stop()
+    assert lts.raw() == BYTES
+    assert told.count("waiting for the LTS") >= 3
 
 
 def test_a_killed_copy_is_cleared_by_the_next(lts: Lts) -> None:
@@ -348,14 +374,14 @@ def test_glacier_a_class_that_is_changed_over_another_version_is_no_success(
     glacier: Lts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     glacier.copy()
-    complete = multipart.Upload.complete
+    complete = multipart.Upload._complete
 
-    def late(upload: multipart.Upload, *, over: str = "") -> None:
+    def late(upload: multipart.Upload, size: int, over: str) -> None:
         if over:
             raise multipart.There
-        complete(upload)
+        complete(upload, size, over)
 
-    monkeypatch.setattr(multipart.Upload, "complete", late)
+    monkeypatch.setattr(multipart.Upload, "_complete", late)
     with pytest.raises(LtsFault, match="was changed while it was copied") as caught:
         glacier.prove()
     assert caught.value.retryable

@@ -20,6 +20,7 @@ from urllib.parse import parse_qs, urlsplit
 import httpx
 import pytest
 from botocore.exceptions import ClientError
+from pydantic import AnyHttpUrl
 
 from archiver.errors import HostilePath, IntegrityMismatch, Stopped, TargetFault, TargetFull
 from archiver.progress import Silent
@@ -29,6 +30,7 @@ from archiver.storage.objects import PUT_PART_BYTES, Bucket
 from archiver.storage.retrieval_bucket import DAY, MARKS, RetrievalBucket, Window
 from archiver.storage.targets import stream, whole
 from cli.servers import free_port
+from tests.pipeline.faulty_s3 import FaultyS3, S3Fault
 from tests.storage.delivering import HOSTILE, PID, SELECTION, deliver, file, give, pieces
 
 LARGE = os.urandom(2 * PUT_PART_BYTES + 12345)
@@ -106,6 +108,19 @@ def test_p2_a_small_file_was_compared_by_the_store_with_its_sha256(target: Retri
     key = target.key(PID, name)
     kept = target.bucket.boto.head_object(Bucket=target.bucket.name, Key=key, ChecksumMode="ENABLED")
     assert base64.b64decode(kept["ChecksumSHA256"]) == hashlib.sha256(b"bytes").digest()
+
+
+def test_a_store_that_needs_long_to_put_the_parts_together_is_waited_for(target: RetrievalBucket) -> None:
+    proxy = FaultyS3(str(target.bucket._s3.endpoint)).start()
+    proxy.faults.append(S3Fault("POST", r"/large\?uploadId=", before=lambda: time.sleep(4)))
+    by_way = target.bucket._s3.model_copy(update={"endpoint": AnyHttpUrl(proxy.url)})
+    bucket = Bucket(target.bucket.name, by_way, TargetFault, seconds=2)
+    try:
+        deliver(RetrievalBucket(bucket, target._settings), [("large", LARGE)])
+    finally:
+        proxy.stop()
+    assert lying(target) == {f"{PID}/large": LARGE}
+    assert open_uploads(target) == []
 
 
 def test_p2_a_part_that_changes_on_its_way_is_refused_by_the_store(target: RetrievalBucket) -> None:
@@ -437,13 +452,13 @@ def test_a_bucket_that_does_not_answer_is_the_targets_fault(s3: S3Settings) -> N
 def test_an_upload_that_is_lost_is_retried_and_not_reported(
     target: RetrievalBucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = target.parts.complete_multipart_upload
+    real = target.bucket.boto.complete_multipart_upload
 
     def lost(**upload: object) -> object:
         target.bucket.abort_uploads("")
         return real(**upload)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(target.parts, "complete_multipart_upload", lost)
+    monkeypatch.setattr(target.bucket.boto, "complete_multipart_upload", lost)
     with pytest.raises(TargetFault) as caught:
         deliver(target, [("l", LARGE)])
     assert caught.value.retryable
@@ -453,13 +468,13 @@ def test_an_upload_that_is_lost_is_retried_and_not_reported(
 def test_an_upload_whose_completion_was_asked_for_twice_is_a_success(
     target: RetrievalBucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = target.parts.complete_multipart_upload
+    real = target.bucket.boto.complete_multipart_upload
 
     def twice(**upload: object) -> object:
         real(**upload)  # type: ignore[arg-type]
         raise ClientError({"Error": {"Code": "NoSuchUpload"}}, "CompleteMultipartUpload")
 
-    monkeypatch.setattr(target.parts, "complete_multipart_upload", twice)
+    monkeypatch.setattr(target.bucket.boto, "complete_multipart_upload", twice)
     assert deliver(target, [("l", LARGE)]) == (1, 0)
     assert lying(target) == {f"{PID}/l": LARGE}
 
