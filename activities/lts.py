@@ -147,8 +147,7 @@ class LtsActivities:
     @told
     def survey_lts(self, request: m.SurveyRequest) -> m.SurveyResult:
         """What of this plan lies verified on the LTS; what an earlier, dead try left is removed or set aside."""
-        Beat()
-        survey = self._lts.survey(pid_path(request.pid), request.plan_id, request.datablocks)
+        survey = self._lts.survey(pid_path(request.pid), request.plan_id, request.datablocks, Beat())
         if survey.complete and survey.plan_id != request.plan_id:
             raise LtsFault(
                 f"the LTS holds a complete archive of {request.pid} from another state of its files",
@@ -217,11 +216,10 @@ class LtsActivities:
     @told
     def condemn_datablock(self, request: m.DatablockRef) -> m.Done:
         """Move a datablock that did not verify, and its manifest, out of the dataset's directory, unchanged."""
-        Beat()
-        path = pid_path(request.pid)
+        beat, path = Beat(), pid_path(request.pid)
         # The manifest last: a datablock left without one would be removed as unverified.
         for name in (datablock_name(request.n, request.format), manifest_name(request.n)):
-            self._lts.condemn(path, f"data/{name}", "did not verify")
+            self._lts.condemn(path, f"data/{name}", "did not verify", beat)
         return m.Done(what=f"datablock {request.n} set aside")
 
     def _staged(self, request: m.VerifyRequest) -> Chunks:

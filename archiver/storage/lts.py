@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -19,7 +20,7 @@ from archiver.datablock.bag import PAYLOAD_MANIFEST, TAG_MANIFEST, read_bag_info
 from archiver.datablock.manifest import ManifestReader
 from archiver.datablock.verify import VerifyResult
 from archiver.errors import IntegrityMismatch, LtsFault, StagingFault
-from archiver.progress import Progress
+from archiver.progress import SILENT, Progress
 from archiver.storage.objects import Buffer
 
 MARKER = ".archiver-lts.json"
@@ -143,13 +144,13 @@ class Lts(Protocol):
     def record_events(self, dataset: str, events: list[m.Event], attempt: str, progress: Progress) -> None:
         """Add to the dataset's receipt what it does not say yet, whole or not at all. What it says stays in front."""
 
-    def survey(self, dataset: str, plan_id: str, datablocks: int) -> Survey:
+    def survey(self, dataset: str, plan_id: str, datablocks: int, progress: Progress = SILENT) -> Survey:
         """See what is there; remove what did not verify, set aside what another plan left."""
 
     def remove_unverified(self, dataset: str) -> int:
         """Remove partial and unverified files; returns how many."""
 
-    def condemn(self, dataset: str, name: str, reason: str) -> None:
+    def condemn(self, dataset: str, name: str, reason: str, progress: Progress = SILENT) -> None:
         """Set a file aside."""
 
     def release_all(self, dataset: str) -> None:
@@ -165,42 +166,42 @@ class Lts(Protocol):
         """End what runs beside."""
 
 
-class Bags:
+class Bags(ABC):
     """What every ``Lts`` does alike, by the names and the small files of a dataset."""
 
     # --- what a kind of storage says ------------------------------------------------------------------------------------
 
+    @abstractmethod
     def check_marker(self) -> None:
         """As ``Lts``."""
-        raise NotImplementedError
 
+    @abstractmethod
     def names(self, dataset: str) -> list[str]:
         """The names in the dataset's ``data/``, sorted; empty if there is none."""
-        raise NotImplementedError
 
+    @abstractmethod
     def get_small(self, dataset: str, name: str) -> bytes | None:
         """As ``Lts``."""
-        raise NotImplementedError
 
+    @abstractmethod
     def size_of(self, dataset: str, name: str) -> int | None:
         """As ``Lts``."""
-        raise NotImplementedError
 
+    @abstractmethod
     def remove_unverified(self, dataset: str) -> int:
         """As ``Lts``."""
-        raise NotImplementedError
 
+    @abstractmethod
     def release_all(self, dataset: str) -> None:
         """As ``Lts``."""
-        raise NotImplementedError
 
-    def condemn(self, dataset: str, name: str, reason: str) -> None:
+    @abstractmethod
+    def condemn(self, dataset: str, name: str, reason: str, progress: Progress = SILENT) -> None:
         """As ``Lts``."""
-        raise NotImplementedError
 
     # --- what all do alike ------------------------------------------------------------------------------------------------
 
-    def survey(self, dataset: str, plan_id: str, datablocks: int) -> Survey:
+    def survey(self, dataset: str, plan_id: str, datablocks: int, progress: Progress = SILENT) -> Survey:
         """As ``Lts``."""
         self.check_marker()
         self.release_all(dataset)
@@ -216,12 +217,12 @@ class Bags:
                 found.reusable.append(int(name.split(".")[0]))
             else:
                 # The manifest last: a datablock without one would count as unverified, and be removed.
-                self.condemn(dataset, f"data/{name}", "of another plan, or its manifest cannot be read")
-                self.condemn(dataset, f"data/{manifest}", "of another plan, or cannot be read")
+                self.condemn(dataset, f"data/{name}", "of another plan, or its manifest cannot be read", progress)
+                self.condemn(dataset, f"data/{manifest}", "of another plan, or cannot be read", progress)
                 found.superseded += 1
         for manifest in self.names(dataset):
             if (match := MANIFEST.fullmatch(manifest)) and int(match[1]) not in found.reusable:
-                self.condemn(dataset, f"data/{manifest}", "its datablock is gone")
+                self.condemn(dataset, f"data/{manifest}", "its datablock is gone", progress)
         found.reusable.sort()
         return found
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import secrets
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -27,7 +28,7 @@ from archiver.datablock.events import EVENTS, added
 from archiver.datablock.manifest import ManifestReader
 from archiver.datablock.verify import VerifyResult, verify
 from archiver.errors import IntegrityMismatch, LtsFault, LtsMarkerMissing, NotRecalled
-from archiver.progress import Progress, Silent
+from archiver.progress import SILENT, Progress
 from archiver.settings import LtsBucketSettings
 from archiver.storage.lts import (
     DATABLOCK,
@@ -125,17 +126,16 @@ class BucketLts(Bags):
 
     def probe(self) -> None:
         """Write, refuse to overwrite, and remove an object; raises ``LtsFault`` if the store does not as it must."""
-        dataset, name, data = f"{OWN}/probe", "1.tar", b"probe"
+        dataset, name, data = f"{OWN}/probe", secrets.token_hex(8), b"probe"
         key = self._key(dataset, name)
-        self._bucket.delete([key])
         try:
-            sent = self._upload(key, [data], len(data), Silent(), storage_class=self._settings.storage_class)
+            sent = self._upload(key, [data], len(data), SILENT, storage_class=self._settings.storage_class)
             stored = self._needed(dataset, name)
             self._same_checksum(stored, sent, f"{dataset}/{name}")
             if (found := stored.storage_class) != self._settings.storage_class:
                 raise self._unfit(f"has no class {self._settings.storage_class}: an object of it is {found}")
             try:
-                self._upload(key, [b"other"], 5, Silent())
+                self._upload(key, [b"other"], 5, SILENT)
             except There:
                 pass
             else:
@@ -616,7 +616,7 @@ class BucketLts(Bags):
             return first
         return f"{first}/{rest[0]}" if len(rest) > 1 else None
 
-    def condemn(self, dataset: str, name: str, reason: str) -> None:
+    def condemn(self, dataset: str, name: str, reason: str, progress: Progress = SILENT) -> None:
         """As ``Lts``: copied by the store to ``.archiver/condemned``, with the reason beside it, then removed. An object that
         is gone is no error. One that must be restored first is asked for: raises ``LtsFault``, to be retried.
         """
@@ -636,7 +636,7 @@ class BucketLts(Bags):
         note = {"was": f"{dataset}/{name}", "reason": reason, "when": stamp}
         self._put(f"{target}.why.json", json.dumps(note).encode())
         storage_class = self._settings.storage_class if DATABLOCK.fullmatch(name.rpartition("/")[2]) else READABLE
-        self._copy(key, stored, target, storage_class, Silent())
+        self._copy(key, stored, target, storage_class, progress)
         copied = self._bucket.head(target)
         if copied is None or copied.size != stored.size:
             raise LtsFault(

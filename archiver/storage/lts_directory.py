@@ -25,7 +25,7 @@ from archiver.datablock.verifier import Verifiers
 from archiver.datablock.verify import VerifyResult
 from archiver.direct_io import PastCacheReader
 from archiver.errors import IntegrityMismatch, LtsFault, LtsFull, LtsMarkerMissing
-from archiver.progress import Progress
+from archiver.progress import SILENT, Progress
 from archiver.settings import LtsSettings
 from archiver.storage.direct_write import publish, write_stream
 from archiver.storage.lts import (
@@ -507,7 +507,7 @@ class FileSystemLts(Bags):
                 return None  # somebody is at work here
         return Leftover(dataset, f"{len(files)} unverified files" if files else "an empty directory", newest)
 
-    def condemn(self, dataset: str, name: str, reason: str) -> None:
+    def condemn(self, dataset: str, name: str, reason: str, progress: Progress = SILENT) -> None:
         """As ``Lts``: renamed into ``.archiver/condemned``, with the reason beside it. A file that is gone is no error.
 
         The reason is written first, so that no file lies there without one.

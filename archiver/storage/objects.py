@@ -655,11 +655,12 @@ class _Sending:
         """The chunks."""
         try:
             for chunk in chain(iter(lambda: self._first.pop(0) if self._first else None, None), self._rest):
-                if self._left:
-                    return
                 self._given = time.monotonic()
                 yield chunk
                 self._given = 0.0
+                if self._left:
+                    # Not an end of the chunks: that would complete the upload, cut short.
+                    raise TimeoutError("nobody waits for this upload any more")
         except BaseException as error:
             self.failed = error
             raise
