@@ -184,10 +184,10 @@ def test_the_store_refuses_a_part_whose_bytes_changed_on_the_way(
     assert lts.listed() == []
 
 
-def test_a_store_that_needs_long_to_put_the_parts_together_is_waited_for(s3: S3Settings) -> None:
+@pytest.mark.parametrize("work", ["copy", "condemn"])
+def test_a_store_that_needs_long_to_put_the_parts_together_is_waited_for(s3: S3Settings, work: str) -> None:
     lts = Lts(s3)
     proxy = FaultyS3(str(s3.endpoint)).start()
-    proxy.faults.append(S3Fault("POST", r"/1\.tar\.gz\?uploadId=", before=lambda: time.sleep(4)))
     by_way = s3.model_copy(update={"endpoint": AnyHttpUrl(proxy.url)})
     slow = BucketLts(Bucket(lts.bucket.name, by_way, LtsFault, seconds=2), lts.settings, "test")
     told: list[str] = []
@@ -197,13 +197,20 @@ def test_a_store_that_needs_long_to_put_the_parts_together_is_waited_for(s3: S3S
             told.append(text)
 
     digest = hashlib.sha256(BYTES).hexdigest()
+    if work == "condemn":
+        lts.copy()
+    proxy.faults.append(S3Fault("POST", r"1\.tar\.gz\?uploadId=", before=lambda: time.sleep(4)))
     try:
-        slow.copy_in(
-            *(PID, BLOCK, pieces(BYTES)), size=len(BYTES), sha256=digest, attempt="r-1", promise="p", progress=Noting()
-        )
+        if work == "copy":
+            given = {"size": len(BYTES), "sha256": digest, "attempt": "r-1", "promise": "p"}
+            slow.copy_in(PID, BLOCK, pieces(BYTES), progress=Noting(), **given)  # type: ignore[arg-type]
+        else:
+            slow.condemn(PID, BLOCK, "a test", Noting())
     finally:
         proxy.stop()
-    assert lts.raw() == BYTES
+    (key,) = [key for key in lts.listed() if key.endswith(".tar.gz")]
+    assert (lts.raw(key), key.startswith(".archiver/condemned/")) == (BYTES, work == "condemn")
+    # Whoever heartbeats by it is alive.
     assert told.count("waiting for the LTS") >= 3
 
 
