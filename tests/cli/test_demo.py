@@ -6,6 +6,8 @@ import json
 import re
 from pathlib import Path
 
+import pytest
+
 from tests.cli.running import archiver
 
 
@@ -41,15 +43,31 @@ def test_demo_archives_proves_and_says_so_without_a_terminal(tmp_path: Path) -> 
     assert not (tmp_path / "kept" / "dev" / "dev.json").exists()
 
 
-def test_a_demo_that_cannot_start_says_why_and_is_no_success(tmp_path: Path) -> None:
-    done = archiver("demo", cwd=tmp_path, ARCHIVER_VERSITYGW_BIN="/bin/false")
+@pytest.fixture
+def broken(tmp_path: Path) -> str:
+    """An S3 server that tells its version and then does not start."""
+    path = tmp_path / "versitygw"
+    path.write_text('#!/bin/sh\n[ "$1" = --version ] && echo "Version  : v1.8.0" && exit 0\nexit 1\n')
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_a_demo_that_cannot_start_says_why_and_is_no_success(tmp_path: Path, broken: str) -> None:
+    done = archiver("demo", cwd=tmp_path, ARCHIVER_VERSITYGW_BIN=broken)
     assert done.returncode not in (0, 3)
     assert done.stderr.startswith("error    S3 server did not start")
     assert "Traceback" not in done.stderr
 
 
-def test_a_demo_leaves_no_directory_behind(tmp_path: Path) -> None:
-    done = archiver("demo", cwd=tmp_path, ARCHIVER_VERSITYGW_BIN="/bin/false", TMPDIR=str(tmp_path))
+def test_a_demo_with_a_server_that_is_none_says_so(tmp_path: Path) -> None:
+    done = archiver("demo", cwd=tmp_path, ARCHIVER_VERSITYGW_BIN="/bin/false")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error    ARCHIVER_VERSITYGW_BIN names no versitygw that will do")
+    assert "found    /" in done.stderr
+
+
+def test_a_demo_leaves_no_directory_behind(tmp_path: Path, broken: str) -> None:
+    done = archiver("demo", cwd=tmp_path, ARCHIVER_VERSITYGW_BIN=broken, TMPDIR=str(tmp_path))
     assert done.returncode != 0
     assert not list(tmp_path.glob("archiver-demo-*"))
-    assert json.loads(archiver("--json", "demo", cwd=tmp_path, ARCHIVER_VERSITYGW_BIN="/bin/false").stdout)["error"]
+    assert json.loads(archiver("--json", "demo", cwd=tmp_path, ARCHIVER_VERSITYGW_BIN=broken).stdout)["error"]
