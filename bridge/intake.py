@@ -14,7 +14,8 @@ from temporalio.exceptions import WorkflowAlreadyStartedError
 
 from activities.starting import job_workflow_id, start_job
 from archiver.catalogue.admission import refuse_foreign_datasets, refuse_foreign_type
-from archiver.catalogue.client import PAGE, SciCat
+from archiver.catalogue.client import SciCat
+from archiver.catalogue.queries import PAGE
 from archiver.catalogue.records import Job
 from archiver.catalogue.retrieve import admit_any, is_retrieval
 from archiver.errors import CatalogueRecordInvalid, ContentError, ForeignJob, Refused, UnknownJob

@@ -42,6 +42,7 @@ class DevOptions:
     s3_port: int = 0
     scicat_port: int = 0
     bridge_port: int = 0
+    scicat_version: str = "5.2"
     scicat_url: str = ""
     scicat_user: str = ""
     scicat_password: str = ""
@@ -132,7 +133,8 @@ class DevSystem:
 
     def _standin(self, state: devdir.State, info: dict[str, Any]) -> Child:
         command = [sys.executable, "-m", "archiver.catalogue.standin", "--port", str(state.ports["scicat"])]
-        command += ["--db", str(self.folder / "scicat.db"), "--username", state.scicat_user]
+        command += ["--version", self.options.scicat_version, "--username", state.scicat_user]
+        command += ["--db", str(self.folder / "scicat.db")]
         command += ["--webhook-url", f"{info['bridge_url']}/api/v1/jobs"]
         environment = servers.clean_environment(
             STANDIN_PASSWORD=state.scicat_password,

@@ -14,6 +14,7 @@ import os
 import sys
 import time
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -37,6 +38,14 @@ app.add_typer(config_app, name="config")
 
 REF = "A job's id (its beginning will do), a dataset's pid, or a workflow's id."
 QUEUE = "A queue or group as --queues names it (pack, lts-copy, lts ...); none: all that move data."
+
+
+class Release(StrEnum):
+    """Of SciCat's backend."""
+
+    V4_27 = "4.27"
+    V5_2 = "5.2"
+    MASTER = "master"
 
 
 @dataclass
@@ -172,6 +181,7 @@ def dev(
     s3_port: Annotated[int, typer.Option(help="0: a free one")] = 0,
     scicat_port: Annotated[int, typer.Option(help="stand-in; 0: a free one")] = 0,
     bridge_port: Annotated[int, typer.Option(help="0: a free one")] = 0,
+    scicat_version: Annotated[Release, typer.Option(help="That the stand-in behaves as.")] = Release.V5_2,
     scicat_url: Annotated[str, typer.Option(envvar="SCICAT_URL", help="Use this SciCat instead of the stand-in.")] = "",
     scicat_user: Annotated[str, typer.Option(envvar="SCICAT_USER")] = "",
     scicat_password: Annotated[str, typer.Option(envvar="SCICAT_PASSWORD", show_envvar=True)] = "",
@@ -181,7 +191,16 @@ def dev(
 
     _needs_account(scicat_url, scicat_user, scicat_password)
     wanted = DevOptions(
-        data_dir, temporal_port, ui_port, s3_port, scicat_port, bridge_port, scicat_url, scicat_user, scicat_password
+        data_dir=data_dir,
+        temporal_port=temporal_port,
+        ui_port=ui_port,
+        s3_port=s3_port,
+        scicat_port=scicat_port,
+        bridge_port=bridge_port,
+        scicat_version=scicat_version,
+        scicat_url=scicat_url,
+        scicat_user=scicat_user,
+        scicat_password=scicat_password,
     )
     system = DevSystem(wanted, options.say)
     interrupt_on_sigterm()

@@ -10,23 +10,20 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from types import TracebackType
 from typing import Any
 from urllib.parse import quote
 
 import httpx
 
-from archiver.catalogue import payloads
+from archiver.catalogue import payloads, queries
+from archiver.catalogue.queries import BLOCKS_AT_ONCE, Query
 from archiver.catalogue.records import Datablock, Dataset, Job, JobHead, OrigDatablock
 from archiver.catalogue.session import ADMIN, QUICK_TRIES, TOO_LARGE, Session, no_route, words
 from archiver.errors import CatalogueFault, CatalogueRecordInvalid, UnknownJob
 from archiver.settings import SciCatSettings
 
-PAGE = 100
-JOBS_AT_ONCE = 1000
-"""Jobs of one page: an id, a status and two times each."""
-BLOCKS_AT_ONCE = 2
-"""Origdatablocks read per call: each may be a few MB of JSON (contract 3.3)."""
 MAX_BODY_BYTES = 15_000_000
 """SciCat answers a body over 16 MB with a 500 (contract 3.4)."""
 SMALL_BODY_BYTES = 1_000_000
@@ -84,9 +81,8 @@ class SciCat:
 
     async def some_jobs(self, job_ids: list[str]) -> dict[str, Job]:
         """Those of these jobs that SciCat shows and that can be read; why another is not among them, ``job`` says."""
-        query = {"where": {"_id": {"$in": job_ids}}, "limits": {"limit": len(job_ids)}}
         found: dict[str, Job] = {}
-        for document in await self._list("/api/v4/jobs", query):
+        for document in await self._list(queries.some_jobs(job_ids)):
             with contextlib.suppress(CatalogueRecordInvalid):
                 job = Job.read(document)
                 if job.id in job_ids:
@@ -94,26 +90,9 @@ class SciCat:
         return found
 
     async def jobs(self, job_type: str, status_code: str) -> list[JobHead]:
-        """All jobs of this type and status, the oldest first.
-
-        By pages, each beyond the last id of the one before, until one is empty: a limit that SciCat or a proxy applies
-        without a word hides none; ``skip`` does not work there, and jobs change their status while pages are read
-        (contract 1.6).
-        """
+        """All jobs of this type and status, the oldest first, whatever order and limit SciCat or a proxy applies."""
         found: list[JobHead] = []
-        where: dict[str, Any] = {"type": job_type, "statusCode": status_code}
-        fields = ["id", "type", "statusCode", "createdAt", "updatedAt"]
-
-        async def page(last: str) -> list[Document]:
-            query = {
-                "where": {**where, **({"_id": {"$gt": last}} if last else {})},
-                "fields": fields,
-                "limits": {"limit": JOBS_AT_ONCE},
-                "sort": {"_id": 1},
-            }
-            return await self._list("/api/v4/jobs", query)
-
-        async for entry in self._beyond(page, "_id", "jobs"):
+        async for entry in self._all("id", "jobs", partial(queries.jobs, job_type, status_code)):
             head = JobHead.read(entry)
             if (head.type, head.status_code) == (job_type, status_code):
                 found.append(head)
@@ -187,25 +166,14 @@ class SciCat:
         return dataset
 
     async def pids(self, archive_status: str) -> list[str]:
-        """Pids of all datasets with this archiveStatusMessage, by pages as ``jobs``."""
-
-        async def page(last: str) -> list[Document]:
-            where: dict[str, Any] = {"datasetlifecycle.archiveStatusMessage": archive_status}
-            if last:
-                where["pid"] = {"$gt": last}
-            limits = {"limit": PAGE, "skip": 0, "sort": {"pid": "asc"}}
-            return await self._list("/api/v4/datasets", {"where": where, "fields": ["pid"], "limits": limits})
-
-        return [str(entry["pid"]) async for entry in self._beyond(page, "pid", "datasets")]
+        """Pids of all datasets with this archiveStatusMessage, read as ``jobs``."""
+        return [
+            str(entry["pid"]) async for entry in self._all("pid", "datasets", partial(queries.pids, archive_status))
+        ]
 
     async def storage_locations(self, pids: list[str]) -> dict[str, str | None]:
         """Of each dataset that SciCat shows, its ``storageLocation``. For at most ``PAGE`` pids: they stand in the URL."""
-        query = {
-            "where": {"pid": {"$in": pids}},
-            "fields": ["pid", "datasetlifecycle"],
-            "limits": {"limit": len(pids), "skip": 0},
-        }
-        found = await self._list("/api/v4/datasets", query)
+        found = await self._list(queries.storage_locations(pids))
         return {one.pid: one.lifecycle.storage_location for one in map(Dataset.read, found) if one.pid in pids}
 
     async def patch_lifecycle(self, pid: str, fields: dict[str, Any]) -> None:
@@ -252,14 +220,10 @@ class SciCat:
 
     async def _blocks(self, pid: str, wanted: list[str]) -> list[OrigDatablock]:
         """These origdatablocks; read again once if they are not all there: our token may have expired."""
-        query = {
-            "where": {"datasetId": pid, "_id": {"$in": wanted}},
-            "limits": {"limit": len(wanted), "skip": 0, "sort": {"_id": "asc"}},
-        }
         for last in (False, True):
             found = {
                 block.id: block
-                for block in map(OrigDatablock.read, await self._list("/api/v4/origdatablocks", query))
+                for block in map(OrigDatablock.read, await self._list(queries.origdatablocks(pid, wanted)))
                 if block.dataset == pid
             }
             if found.keys() == set(wanted):
@@ -342,8 +306,7 @@ class SciCat:
     # --- reading lists --------------------------------------------------------------------------------------------------
 
     async def _with_archive_id(self, archive_id: str) -> list[dict[str, Any]]:
-        query = {"where": {"archiveId": archive_id}, "limits": {"limit": 2}}
-        found = await self._list("/api/v3/datablocks", query)
+        found = await self._list(queries.datablocks_of_archive_id(archive_id))
         return [entry for entry in found if entry.get("archiveId") == archive_id]
 
     async def _complete(
@@ -377,51 +340,63 @@ class SciCat:
         return count
 
     async def _ids(self, pid: str, count: int) -> list[Document]:
-        """Ids of the origdatablocks, by pages: a list without limits stops at 10 without a word (contract 3.3)."""
-        found: list[Document] = []
-        while len(found) < count:
-            limits = {"limit": PAGE, "skip": len(found), "sort": {"_id": "asc"}}
-            page = await self._list(
-                "/api/v4/origdatablocks", {"where": {"datasetId": pid}, "fields": ["_id"], "limits": limits}
-            )
-            if not page or page[0] in found:
-                break
-            found += page
-        return found
+        """Ids of the origdatablocks."""
+        return await self._by_skips(count, lambda skip: queries.origdatablock_ids(pid, skip=skip))
 
     async def _registered(self, pid: str, count: int) -> list[Document]:
         """The datablocks a few at a time, because each carries up to 20,000 files, which are counted and dropped."""
+        return await self._by_skips(count, lambda skip: queries.datablocks(pid, skip=skip))
+
+    async def _by_skips(self, count: int, page: Callable[[int], Query]) -> list[Document]:
+        """Pages until there are ``count`` entries, or one brings nothing new."""
         found: list[Document] = []
         while len(found) < count:
-            limits = {"limit": BLOCKS_AT_ONCE, "skip": len(found), "order": "_id:asc"}
-            page = await self._list("/api/v3/datablocks", {"where": {"datasetId": pid}, "limits": limits})
-            page = [_without_files(entry) for entry in page]
-            if not page or page[0] in found:
+            entries = [_without_files(entry) for entry in await self._list(page(len(found)))]
+            if all(entry in found for entry in entries):
                 break
-            found += page
+            found += entries
         return found
 
-    async def _beyond(
-        self, page: Callable[[str], Awaitable[list[Document]]], key: str, what: str
-    ) -> AsyncIterator[Document]:
-        """Entries of pages that are each asked for beyond the last ``key`` of the one before, until one is empty."""
-        last, seen = "", set[str]()
-        while entries := await page(last):
-            for entry in entries:
-                value = entry.get(key)
-                if not isinstance(value, str) or value in seen:
-                    raise self._session.fault(
-                        f"SciCat's list of {what} does not go on", f"{key} beyond {last!r}", repr(value)[:100]
-                    )
-                last = value
-                seen.add(value)
-                yield entry
+    async def _all(self, key: str, what: str, query: Callable[..., Query]) -> AsyncIterator[Document]:
+        """Every entry once, in pages that each go on beyond the last ``key`` of the one before, until one is empty.
 
-    async def _list(self, path: str, query: dict[str, Any]) -> list[dict[str, Any]]:
-        _, answer = await self._session.read("GET", path, params={"filter": json.dumps(query)})
+        So a limit that SciCat or a proxy applies without a word hides none. A page that is not in order may hide entries
+        between its own: its two halves are asked for, and theirs, until they show nothing that the page did not.
+        """
+        seen: set[str] = set()
+        parts = [("", "", True)]
+        while parts:
+            after, until, unseen = parts.pop()
+            page = await self._list(query(after=after, until=until))
+            keys = [self._key(entry, key, what, after, until) for entry in page]
+            for entry, value in zip(page, keys, strict=True):
+                if value not in seen:
+                    seen.add(value)
+                    unseen = True
+                    yield entry
+            if not keys or not unseen:
+                continue
+            if keys == (in_order := sorted(set(keys))):
+                parts.append((keys[-1], until, True))
+            else:
+                middle = in_order[(len(in_order) - 1) // 2]
+                parts += [(after, middle, False), (middle, until, False)]
+
+    def _key(self, entry: Document, key: str, what: str, after: str, until: str) -> str:
+        """The entry's key, if it lies where it was asked for: or a list that does not heed ``where`` would never end."""
+        value = entry.get(key)
+        if not isinstance(value, str) or not value or value <= after or (until and value > until):
+            upto = f" and up to {until!r}" if until else ""
+            raise self._session.fault(
+                f"SciCat's list of {what} does not go on", f"{key} beyond {after!r}{upto}", repr(value)[:100]
+            )
+        return value
+
+    async def _list(self, query: Query) -> list[dict[str, Any]]:
+        _, answer = await self._session.read("GET", query.path, params=query.params)
         if not isinstance(answer, list) or not all(isinstance(entry, dict) for entry in answer):
             raise self._session.fault(
-                f"SciCat's answer to {path} is no list", "a JSON array", words(answer) or "another value"
+                f"SciCat's answer to {query.path} is no list", "a JSON array", words(answer) or "another value"
             )
         return answer
 
@@ -440,4 +415,4 @@ def _segment(text: str) -> str:
 
 def _without_files(entry: Document) -> Document:
     files = entry.get("dataFileList")
-    return {**entry, "dataFileList": [None] * len(files) if isinstance(files, list) else []}
+    return {**entry, "dataFileList": [None] * len(files)} if isinstance(files, list) else entry

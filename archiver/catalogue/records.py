@@ -87,7 +87,7 @@ class Job(Record):
 class JobHead(Record):
     """What a list of jobs tells of each."""
 
-    id: Text = Field(alias="_id")
+    id: Text
     type: Text = ""
     status_code: Text = Field("", alias="statusCode")
     created_at: Text = Field("", alias="createdAt")
@@ -97,10 +97,11 @@ class JobHead(Record):
     def read(cls, document: dict[str, Any]) -> JobHead:
         """Raises ``CatalogueRecordInvalid`` if it is no job."""
         texts = {name: value for name, value in document.items() if isinstance(value, str)}
+        texts.setdefault("id", texts.get("_id", ""))
         try:
             return cls.model_validate(texts)
         except ValidationError as error:
-            raise _invalid(f"job {document.get('_id')}", error) from None
+            raise _invalid(f"job {document.get('id')}", error) from None
 
 
 class Lifecycle(Record):

@@ -9,6 +9,7 @@ import stamina
 
 from archiver.catalogue import client
 from archiver.catalogue.session import QUICK_TRIES
+from archiver.catalogue.standin.state import VERSIONS
 from tests.catalogue.place import Place
 
 
@@ -21,7 +22,7 @@ def no_pauses() -> Iterator[None]:
     client.PAUSE_SECONDS = before
 
 
-@pytest.fixture
-def place() -> Place:
-    """A stand-in SciCat of one's own."""
-    return Place()
+@pytest.fixture(params=VERSIONS)
+def place(request: pytest.FixtureRequest) -> Place:
+    """A stand-in SciCat of one's own, in each of its versions."""
+    return Place(version=request.param)

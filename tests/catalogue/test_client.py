@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from archiver.catalogue import client, payloads
 from archiver.catalogue.client import SciCat
+from archiver.catalogue.queries import PAGE
 from archiver.catalogue.session import QUICK_TRIES
 from archiver.catalogue.standin.app import Account, Fault, StandInSettings
 from archiver.errors import ArchiverError, CatalogueFault, CatalogueRecordInvalid, UnknownJob
@@ -138,7 +139,7 @@ async def test_a_list_shorter_than_scicats_count_is_a_fault_that_names_the_right
 
 async def test_a_server_that_ignores_skip_is_found_out_and_not_asked_for_ever(place: Place) -> None:
     pid = await place.dataset(blocks=2)
-    body = json.dumps([{"_id": str(n)} for n in range(client.PAGE)]).encode()
+    body = json.dumps([{"_id": str(n)} for n in range(PAGE)]).encode()
     place.standin.faults.append(Fault("GET", "/count", status=200, body={"count": 10**9}, times=9))
     place.standin.faults.append(Fault("GET", "/api/v4/origdatablocks", status=200, raw=body, times=99))
     async with place.scicat() as scicat:

@@ -86,7 +86,8 @@ async def test_v4_sorts_by_limits_sort_and_v3_by_limits_order_and_neither_by_the
         made = await listed(place, path, {**where, "limits": {"limit": 123}})
         backwards = await listed(place, path, {**where, "limits": {"limit": 123, **ours}})
         assert [entry["_id"] for entry in backwards] == sorted((entry["_id"] for entry in made), reverse=True)
-        assert await listed(place, path, {**where, "limits": {"limit": 123, **other}}) == made
+        answer = await listed(place, path, {**where, "limits": {"limit": 123, **other}})
+        assert answer == (400 if "order" in other else made)
 
 
 async def test_size_and_number_of_files_are_summed_over_the_first_100_blocks_only(large: tuple[Place, str]) -> None:
@@ -328,7 +329,9 @@ async def three(place: Place) -> list[str]:
     return made
 
 
-async def test_v4_job_lists_limit_before_they_skip_and_sort_only_at_top_level(place: Place, three: list[str]) -> None:
+async def test_v4_job_lists_limit_before_they_skip_and_sort_as_their_version_does(
+    place: Place, three: list[str]
+) -> None:
     async def ids(**query: Any) -> list[str]:
         return [one["id"] for one in await listed(place, "/api/v4/jobs", query)]
 
@@ -336,11 +339,80 @@ async def test_v4_job_lists_limit_before_they_skip_and_sort_only_at_top_level(pl
     assert await ids(limits={"limit": 1}) == three[:1]
     assert await ids(limits={"limit": 1, "skip": 1}) == []
     assert await ids(limits={"limit": 2, "skip": 1}) == three[1:2]
-    assert await ids(limits={"limit": 1, "sort": {"createdAt": -1}}) == three[:1]
-    assert await ids(sort={"createdAt": -1}, limits={"limit": 1}) == three[2:]
+    old = place.standin.settings.version == "4.27"
+    backwards = three[::-1]
+    for direction, order in (("asc", three), ("desc", backwards), (-1, backwards), (1, backwards)):
+        assert await ids(limits={"sort": {"createdAt": direction}}) == (three if old else order), direction
+    assert await ids(sort={"createdAt": -1}) == (backwards if old else three)
+    assert await ids(sort={"id": 1}) == (sorted(three) if old else three)
+    assert await ids(limits={"sort": {"id": "asc"}}) == (three if old else sorted(three))
+    assert await ids(limits={"limit": 0}) == three
     assert await ids(where={"type": {"$in": ["archive", "x"]}, "statusCode": "jobSubmitted"}) == three
     assert await ids(where={"createdAt": {"$gt": "2025-01-01"}}) == []
-    assert await listed(place, "/api/v4/jobs", {"order": "createdAt"}) == 400
+    assert await ids(where={"id": {"$gt": sorted(three)[0], "$lte": sorted(three)[1]}}) == [sorted(three)[1]]
+
+
+@pytest.mark.parametrize(
+    ("path", "query", "named"),
+    [
+        ("/api/v4/jobs", {"where": {"_id": {"$gt": "a"}}}, "where._id.$gt"),
+        ("/api/v4/jobs", {"where": {"_id": {"$in": ["a"]}}}, "where._id.$in"),
+        ("/api/v4/jobs", {"sort": {"_id": 1}}, "sort._id"),
+        ("/api/v4/jobs", {"limits": {"sort": {"_id": "asc"}}}, "limits.sort._id"),
+        ("/api/v4/jobs", {"where": {"colour": 1}}, "where.colour"),
+        ("/api/v4/jobs", {"order": "createdAt"}, "order"),
+        ("/api/v4/datasets", {"where": {"colour": 1}}, "where.colour"),
+        ("/api/v4/datasets", {"where": {"datasetlifecycle.colour": 1}}, "where.datasetlifecycle.colour"),
+        ("/api/v4/datasets", {"colour": 1}, "colour"),
+        ("/api/v4/datasets", {"limits": {"sort": {"_id": "asc"}}}, "limits.sort._id"),
+        ("/api/v4/origdatablocks", {"where": {"archiveId": 1}}, "where.archiveId"),
+        ("/api/v3/datablocks", {"where": {"colour": 1}}, "where.colour"),
+    ],
+)
+async def test_a_filter_that_names_what_the_list_does_not_know_is_a_400_in_scicats_words(
+    place: Place, path: str, query: dict[str, Any], named: str
+) -> None:
+    answer = await place.ask("GET", path, params={"filter": json.dumps(query)})
+    assert answer.status_code == 400
+    assert answer.json()["message"] == f"Property {named} should not exist in the filter object"
+
+
+async def test_below_what_may_be_any_object_everything_may_be_asked_for(place: Place) -> None:
+    pid = await place.dataset(scientificMetadata={"colour": {"value": "red"}})
+    assert len(await listed(place, "/api/v4/datasets", {"where": {"scientificMetadata.colour.value": "red"}})) == 1
+    await place.job(pid)
+    assert await listed(place, "/api/v4/jobs", {"where": {"jobResultObject.colour": "red"}}) == []
+
+
+async def test_of_named_fields_id_is_one_only_if_it_is_named(place: Place) -> None:
+    pid = await place.dataset(blocks=1)
+    job_id = await place.job(pid)
+    for path, fields in (
+        ("/api/v4/jobs", ["id"]),
+        ("/api/v4/datasets", ["pid"]),
+        ("/api/v4/origdatablocks", ["datasetId"]),
+    ):
+        (one,) = await listed(place, path, {"fields": fields})
+        assert set(one) == set(fields)
+        (both,) = await listed(place, path, {"fields": [*fields, "_id"]})
+        assert set(both) == {*fields, "_id"}
+    assert (await listed(place, "/api/v4/jobs", {"fields": ["id", "_id"]})) == [{"id": job_id, "_id": job_id}]
+
+
+async def test_once_a_dataset_of_a_job_is_deleted_every_update_of_the_job_is_a_404(place: Place) -> None:
+    pid, other = await place.dataset(), await place.dataset()
+    path = f"/api/v4/jobs/{await place.job(pid, other)}"
+    assert (await place.ask("DELETE", at(other))).status_code == 200
+    assert (await place.ask("GET", at(other))).status_code == 404
+    assert (await place.ask("GET", path)).json()["statusCode"] == "jobSubmitted"
+    update = {"statusCode": "inProgress", "statusMessage": "m"}
+    for _ in range(2):
+        answer = await place.ask("PATCH", path, update)
+        assert answer.status_code == 404
+        assert answer.json()["message"] == f'Unable to get a dataset. (["{pid}","{other}"])'
+    assert (await place.ask("PATCH", path, {"statusCode": "a"})).status_code == 400
+    assert place.standin.mails == []
+    assert (await place.ask("GET", path)).json()["statusCode"] == "jobSubmitted"
 
 
 async def test_jobs_are_found_by_the_pid_in_their_list(place: Place, three: list[str]) -> None:

@@ -9,6 +9,7 @@ import os
 import uvicorn
 
 from archiver.catalogue.standin.app import Account, StandInSettings, create_app
+from archiver.catalogue.standin.state import VERSIONS
 
 
 async def main() -> None:
@@ -16,6 +17,7 @@ async def main() -> None:
     parser = argparse.ArgumentParser(description="stand-in for SciCat's backend")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=3000)
+    parser.add_argument("--version", choices=VERSIONS, default="5.2", help="the backend that it behaves as")
     parser.add_argument("--db", default=":memory:")
     parser.add_argument("--username", default="archiver")
     parser.add_argument("--token-seconds", type=float, default=3600)
@@ -23,6 +25,7 @@ async def main() -> None:
     parser.add_argument("--webhook-url", default="")
     options = parser.parse_args()
     settings = StandInSettings(
+        version=options.version,
         db=options.db,
         accounts=[Account(options.username, os.environ.get("STANDIN_PASSWORD", "archiver"), admin=True)],
         token_seconds=options.token_seconds,

@@ -17,10 +17,10 @@ from starlette.routing import Route
 
 from archiver.catalogue.standin import blocks, datasets, jobs
 from archiver.catalogue.standin.schema import Problem
-from archiver.catalogue.standin.state import Account, Fault, StandIn, StandInSettings, not_found
+from archiver.catalogue.standin.state import Account, Fault, StandIn, StandInSettings, Version, not_found
 from archiver.catalogue.standin.store import Raw
 
-__all__ = ["Account", "Fault", "StandIn", "StandInSettings", "create_app"]
+__all__ = ["Account", "Fault", "StandIn", "StandInSettings", "Version", "create_app"]
 
 MAX_BODY = 16 * 2**20
 LARGE = 2**16
@@ -75,6 +75,7 @@ _ROUTES: list[tuple[str, str, Handler]] = [
     ("GET", _P + "/datasets", datasets.list_datasets),
     ("GET", _P + "/datasets/{pid}", datasets.get_dataset),
     ("PATCH", _P + "/datasets/{pid}", datasets.patch_dataset),
+    ("DELETE", _P + "/datasets/{pid}", datasets.delete_dataset),
     ("PATCH", _P + "/datasets/{pid}/datasetlifecycle", datasets.patch_lifecycle),
     ("GET", "/api/v3/datasets/{pid}/{blocks}/count", blocks.count_blocks),
     ("GET", "/api/v3/datasets/{pid}/{blocks}", blocks.nested_blocks),

@@ -9,21 +9,18 @@ from typing import Any
 from starlette.requests import Request
 
 from archiver.catalogue.standin.datasets import dataset_or_404
+from archiver.catalogue.standin.filters import NESTED_LIMIT, only, page, query_of
 from archiver.catalogue.standin.schema import (
     Problem,
     bad,
     check,
 )
 from archiver.catalogue.standin.state import (
-    NESTED_LIMIT,
     StandIn,
     forbidden,
     not_found,
     now,
     object_id,
-    only,
-    page,
-    query_of,
 )
 from archiver.catalogue.standin.store import Document, matches
 
@@ -85,12 +82,11 @@ async def list_blocks(app: StandIn, request: Request, body: Any) -> tuple[int, A
     """3.3: without rights 200 and an empty list, also for the anonymous; limits of 100 (v3) and 10 (v4)."""
     collection, v4 = request.path_params["blocks"], request.path_params["version"] == "v4"
     try:
-        query = query_of(request, *(("where", "fields", "include", "limits") if v4 else ()))
+        query = query_of(request, collection)
     except Problem:
-        # 5: a malformed filter of v3 origdatablocks is a 500.
-        raise (
-            Problem(500, "Internal server error") if collection == "origdatablocks" and not v4 else bad("filter")
-        ) from None
+        if collection == "origdatablocks" and not v4:
+            raise Problem(500, "Internal server error") from None
+        raise
     account, where = app.account(request), query["where"]
     if isinstance(where.get("archiveId"), str):
         heads = app.store.tagged(collection, where["archiveId"])

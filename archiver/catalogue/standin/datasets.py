@@ -8,6 +8,7 @@ from uuid import uuid4
 
 from starlette.requests import Request
 
+from archiver.catalogue.standin.filters import only, page, query_of
 from archiver.catalogue.standin.schema import (
     LIFECYCLE_DEFAULTS,
     NEEDED,
@@ -24,9 +25,6 @@ from archiver.catalogue.standin.state import (
     forbidden,
     merges,
     now,
-    only,
-    page,
-    query_of,
 )
 from archiver.catalogue.standin.store import Document, matches
 
@@ -95,13 +93,23 @@ async def get_dataset(app: StandIn, request: Request, body: Any) -> tuple[int, A
     return 200, shaped(dataset_or_404(app, request), request)
 
 
+async def delete_dataset(app: StandIn, request: Request, body: Any) -> tuple[int, Any]:
+    """Its blocks and the jobs that name it stay; those jobs can never be updated again."""
+    account = app.account(request)
+    if account is None or not (account.admin or account.archivemanager) or not account.deletes:
+        raise forbidden()
+    dataset = dataset_or_404(app, request)
+    app.store.delete("datasets", dataset["pid"])
+    return 200, shaped(dataset, request)
+
+
 async def list_datasets(app: StandIn, request: Request, body: Any) -> tuple[int, Any]:
     """4: without rights 200 and an empty list on v3, 403 on v4."""
     account = app.account(request)
     v4 = request.path_params["version"] == "v4"
     if account is None and v4:
         raise forbidden()
-    query = query_of(request)
+    query = query_of(request, "datasets")
     named = query["where"].get("pid")
     pids = named.get("$in") if isinstance(named, dict) else None
     # As an index would have it: thousands of jobs each ask for theirs.

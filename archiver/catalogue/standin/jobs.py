@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 from uuid import uuid4
 
 import httpx
 from starlette.requests import Request
 
+from archiver.catalogue.standin.filters import NESTED_LIMIT, ascending, number, only, query_of
 from archiver.catalogue.standin.schema import (
     Problem,
     bad,
@@ -15,15 +17,11 @@ from archiver.catalogue.standin.schema import (
     check_create_job,
 )
 from archiver.catalogue.standin.state import (
-    NESTED_LIMIT,
     Account,
     StandIn,
     forbidden,
     merges,
     now,
-    number,
-    only,
-    query_of,
 )
 from archiver.catalogue.standin.store import Document, matches, ordered
 
@@ -152,8 +150,7 @@ async def patch_job(app: StandIn, request: Request, body: Any) -> tuple[int, Any
     """1.2: any transition goes, the result object is replaced, and every write runs the update actions again."""
     caller = app.account(request)
     if caller is None or not (caller.admin or caller.archivemanager):
-        raise forbidden()  # SciCat's guards come before all else
-    account, job = job_or_400(app, request)
+        raise forbidden()  # SciCat's guards come before all else, and the body before the record
     v4 = request.path_params["version"] == "v4"
     if v4:
         needed = {"statusCode": str, "statusMessage": str}
@@ -161,35 +158,49 @@ async def patch_job(app: StandIn, request: Request, body: Any) -> tuple[int, Any
     else:
         optional: dict[str, Any] = {"jobStatusMessage": str, "jobResultObject": dict, "executionTime": str}
         fields = check(body, needed={}, optional=optional)
-        if "jobStatusMessage" in fields:
-            fields["statusCode"] = fields["statusMessage"] = fields.pop("jobStatusMessage")
-        if "executionTime" in fields:
-            fields["jobParams"] = job["jobParams"] | {"executionTime": fields.pop("executionTime")}
+    account, job = job_or_400(app, request)
+    if not v4 and "jobStatusMessage" in fields:
+        fields["statusCode"] = fields["statusMessage"] = fields.pop("jobStatusMessage")
+    if not v4 and "executionTime" in fields:
+        fields["jobParams"] = job["jobParams"] | {"executionTime": fields.pop("executionTime")}
     if v4 and merges(request) and fields.get("jobResultObject"):
         fields["jobResultObject"] = job["jobResultObject"] | fields["jobResultObject"]
     fields = {key: value for key, value in fields.items() if value is not None}
+    check_datasets_are_there(app, job)
     job |= fields | {"updatedAt": now(), "updatedBy": account.name}
     app.store.put("jobs", job["id"], job)
     app.mails.append((job["id"], job["statusCode"]))
     return 200, job if v4 else v3_job(job)
 
 
+def check_datasets_are_there(app: StandIn, job: Document) -> None:
+    """SciCat reads a job's datasets before every update of it: once one was deleted, no update goes, whoever asks."""
+    listed = job["jobParams"].get("datasetList")
+    entries = listed if isinstance(listed, list) else []
+    pids = [entry["pid"] for entry in entries if isinstance(entry, dict) and isinstance(entry.get("pid"), str)]
+    if not all(app.store.has("datasets", pid) for pid in pids):
+        text = f"Unable to get a dataset. ({json.dumps(pids, separators=(',', ':'))})"
+        raise Problem(404, {"message": text, "error": "Not Found", "statusCode": 404})
+
+
 async def list_jobs(app: StandIn, request: Request, body: Any) -> tuple[int, Any]:
-    """1.6: v4 limits before it skips, ignores limits.sort, takes a top-level sort; v3 refuses where and limits."""
+    """1.6: v4 limits before it skips; v3 refuses where and limits. Which of the two sorts counts depends on the version."""
     account = app.account(request)
     if account is None:
         raise forbidden()
     v4 = request.path_params["version"] == "v4"
-    query = query_of(request, "where", "fields", "include", "limits", "sort")
+    query = query_of(request, "jobs")
     if not v4 and (query["where"] or query["limits"]):
         raise bad("property where should not exist")
-    named = query["where"].get("_id")
+    limits, named = query["limits"], query["where"].get("id")
     # As Mongo does by its index: of many jobs those that are named need not be searched for.
     keys = named["$in"] if isinstance(named, dict) and isinstance(named.get("$in"), list) else None
     jobs = app.store.all("jobs") if keys is None else app.store.some("jobs", [str(key) for key in keys])
     found = [job for job in jobs if app.may_read_job(account, job) and matches(job, query["where"])]
-    found = ordered(found, query.get("sort"))
-    limits = query["limits"]
+    if app.settings.version == "4.27":
+        found = ordered(found, query.get("sort"))
+    else:
+        found = ordered(ordered(found, {"createdAt": 1}), ascending(limits.get("sort")))
     found = found[: number(limits, "limit", len(found))][number(limits, "skip", 0) :]
     if not v4:
         return 200, [v3_job(job) for job in found]

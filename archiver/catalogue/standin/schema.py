@@ -33,7 +33,7 @@ LIFECYCLE_DEFAULTS: dict[str, Any] = {
     "isOnCentralDisk": True,
 }
 
-_DATASET = [
+DATASET = [
     "accessGroups",
     "instrumentGroup",
     "owner",
@@ -98,7 +98,7 @@ NEEDED_RAW = ("principalInvestigator", "creationLocation")
 
 def dataset_fields(*, v4: bool) -> dict[str, Any]:
     """What a dataset's DTO knows, beside what only ``create`` may give."""
-    kinds: dict[str, Any] = {name: _KINDS.get(name, object) for name in _DATASET}
+    kinds: dict[str, Any] = {name: _KINDS.get(name, object) for name in DATASET}
     return kinds | {"ownerGroup": str} | dict.fromkeys(PLURALS.values() if v4 else PLURALS, list if v4 else str)
 
 

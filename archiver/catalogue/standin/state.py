@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal, get_args
 
 from starlette.requests import Request
 
-from archiver.catalogue.standin.schema import Problem, bad
-from archiver.catalogue.standin.store import Document, Store, ordered
+from archiver.catalogue.standin.schema import Problem
+from archiver.catalogue.standin.store import Document, Store
 
-NESTED_LIMIT = 100
-V3_LIMIT = 100
-V4_LIMIT = 10
+Version = Literal["4.27", "5.2", "master"]
+VERSIONS: tuple[Version, ...] = get_args(Version)
+"""Backends that the stand-in can be: releases 4.27.0 and 5.2.1, and what was to come after them in August 2026."""
 
 
 @dataclass
@@ -55,6 +54,7 @@ class Fault:
 class StandInSettings:
     """How the stand-in is set up."""
 
+    version: Version = "5.2"
     db: str = ":memory:"
     accounts: list[Account] = field(default_factory=lambda: [Account("archiver", "archiver", admin=True)])
     token_seconds: float = 3600
@@ -142,40 +142,6 @@ def not_found(request: Request) -> Problem:
     return Problem(404, {"message": text, "error": "Not Found", "statusCode": 404})
 
 
-def query_of(request: Request, *known: str) -> dict[str, Any]:
-    """The ``filter`` parameter; of ``known`` top-level keys only, if any are given."""
-    text = request.query_params.get("filter")
-    try:
-        query = json.loads(text) if text else {}
-    except ValueError:
-        query = None
-    if not isinstance(query, dict) or not all(isinstance(query.get(key) or {}, dict) for key in ("where", "limits")):
-        raise bad("Invalid JSON in filter")
-    if known and (unknown := sorted(set(query) - set(known))):
-        raise bad(f"property {unknown[0]} should not exist")
-    return {"where": {}, "limits": {}} | {key: value for key, value in query.items() if value is not None}
-
-
-def number(limits: dict[str, Any], key: str, default: int) -> int:
-    """A limit."""
-    value = limits.get(key, default)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise bad(f"{key} must be a number")
-    return value
-
-
 def merges(request: Request) -> bool:
     """Whether the body is to be merged into what is there."""
     return request.headers.get("content-type", "").startswith("application/merge-patch+json")
-
-
-def only(document: Document, fields: Any) -> Document:
-    """These fields of it, and always its ``_id``."""
-    return {key: value for key, value in document.items() if key in fields or key == "_id"} if fields else document
-
-
-def page(found: list[Document], query: dict[str, Any], *, v4: bool) -> list[Document]:
-    """3.3: silently stops at the default limit; v4 sorts by ``limits.sort``, v3 by ``limits.order``."""
-    limits = query["limits"]
-    found = ordered(found, limits.get("sort" if v4 else "order"))
-    return found[number(limits, "skip", 0) :][: number(limits, "limit", V4_LIMIT if v4 else V3_LIMIT)]

@@ -58,6 +58,10 @@ class Store:
         rows = self._rows("SELECT body, files FROM records WHERE collection = ? AND id = ?", collection, key)
         return json.loads(_whole(*rows[0])) if rows else None
 
+    def has(self, collection: str, key: str) -> bool:
+        """Whether there is such a document."""
+        return bool(self._rows("SELECT 1 FROM records WHERE collection = ? AND id = ?", collection, key))
+
     def put(self, collection: str, key: str, body: Document) -> None:
         """Replace one document; its list of files, if it has one, stays."""
         with self._lock:
@@ -116,7 +120,7 @@ def _whole(head: str, files: str | None) -> str:
 
 
 def matches(document: Document, where: dict[str, Any]) -> bool:
-    """Whether the document satisfies a Mongo filter of equality, ``$in``, ``$ne``, ``$gt``, ``$exists``, ``$and`` and ``$or``."""
+    """Whether it satisfies a Mongo filter (equality, ``$in``, ``$ne``, ``$gt``, ``$lte``, ``$exists``, ``$and``, ``$or``)."""
     for key, wanted in where.items():
         if key == "$and":
             if not all(matches(document, part) for part in wanted):
@@ -144,16 +148,17 @@ def _field(found: list[Any], wanted: Any) -> bool:
         tests = {
             "$in": lambda value: any(one in value for one in found),
             "$ne": lambda value: value not in found,
-            "$gt": lambda value: any(type(one) is type(value) and not _is_date(one) and one > value for one in found),
+            "$gt": lambda value: any(_comparable(one, value) and one > value for one in found),
+            "$lte": lambda value: any(_comparable(one, value) and one <= value for one in found),
             "$exists": lambda value: bool(found) is bool(value),
         }
         return all(operator in tests and tests[operator](value) for operator, value in wanted.items())
     return wanted in found
 
 
-def _is_date(value: Any) -> bool:
-    """Mongo holds these as dates, and an aggregate does not cast the text that they are compared with (contract 1.6)."""
-    return isinstance(value, str) and _DATE.match(value) is not None
+def _comparable(found: Any, value: Any) -> bool:
+    """Of one type, and no date: Mongo holds dates as dates, and an aggregate does not cast the text to compare them with."""
+    return type(found) is type(value) and not (isinstance(found, str) and _DATE.match(found))
 
 
 def ordered(documents: list[Document], sort: Any) -> list[Document]:
