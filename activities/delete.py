@@ -82,16 +82,18 @@ class DeleteActivities:
         deleted = kept = 0
         for n in self._all(request):
             archived = self._proved(request, n, sums)
-            planned = [entry for entry in self._planned(request, n) if archived.get(entry.path) == entry.size]
-            landing = open_landing(
-                self._settings.landing.url_template, self._settings.landing.s3 or self._settings.s3, request.source
+            planned = (
+                (entry, archived[entry.path][1])
+                for entry in self._planned(request, n)
+                if archived.get(entry.path, (-1, ""))[0] == entry.size
             )
-            removed = landing.delete(iter(planned), beat)
+            landing = open_landing(self._settings.landing, self._settings.s3, request.source)
+            removed = landing.delete(planned, beat)
             deleted, kept = deleted + removed, kept + len(archived) - removed
         return m.DeleteResult(files=deleted, kept=kept)
 
-    def _proved(self, request: m.DatasetRef, n: int, sums: Mapping[str, str]) -> dict[str, int]:
-        """Path and size of the files of datablock ``n``, by a manifest and a datablock that are the bag's."""
+    def _proved(self, request: m.DatasetRef, n: int, sums: Mapping[str, str]) -> dict[str, tuple[int, str]]:
+        """Path, size and SHA-256 of the files of datablock ``n``, by a manifest and a datablock that are the bag's."""
         name = datablock_name(n, request.format)
         manifest = self._small(request, f"data/{manifest_name(n)}")
         found = hashlib.sha256(manifest).hexdigest()
@@ -101,7 +103,7 @@ class DeleteActivities:
         size = self._lts.size_of(pid_path(request.pid), f"data/{name}")
         if size != footer.packed_bytes or footer.sha256 != sums[f"data/{name}"]:
             raise self._no_proof(request, f"datablock {n} of {footer.packed_bytes} bytes", f"{size} bytes")
-        return {entry.path: entry.size for entry in ManifestReader(iter([manifest])).files()}
+        return {entry.path: (entry.size, entry.sha256) for entry in ManifestReader(iter([manifest])).files()}
 
     def _planned(self, request: m.DatasetRef, n: int) -> Iterator[PlannedFile]:
         """The files as they were planned, with the versions that were read."""

@@ -103,6 +103,7 @@ class PackActivities:
             self._lines(keys.files(request.n), PlannedFile),
             ahead_bytes=limits.fetch_bytes,
             ahead_objects=limits.fetch_objects,
+            progress=beat,
         )
         packed = pack(files, plan=plan, n=request.n, progress=beat)
         try:
@@ -168,8 +169,7 @@ class PackActivities:
         return StagingKeys(self._settings.staging.prefix, pid)
 
     def _landing(self, source: dict[str, str]) -> Landing:
-        landing = self._settings.landing
-        return open_landing(landing.url_template, landing.s3 or self._settings.s3, source, buckets=self._buckets)
+        return open_landing(self._settings.landing, self._settings.s3, source, buckets=self._buckets)
 
     def _needed(self, key: str) -> bytes:
         data = self._staging.get(key)

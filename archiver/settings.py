@@ -37,6 +37,7 @@ from pydantic_settings import (
 )
 
 from archiver.errors import SettingsInvalid
+from archiver.names import refuse_other_encodings
 
 SIZE_UNITS = {
     "B": 1,
@@ -181,6 +182,13 @@ class LandingSettings(Section):
     """Remove exactly the archived source files after a fresh proof (P1)."""
     delete_least_level: Literal["host", "store", "tape", "tape-read"] = "host"
     """Least verification level that a proof for deletion must state."""
+    delete_check: Literal["read", "version"] = "read"
+    """What shows right before a source file is removed that it is still the archived one: ``read``: its bytes, read again and
+    compared with the manifest. ``version``: what the store tells (ETag and LastModified; size and times), if that is certain:
+    only for stores through which all changes go."""
+    without_version: Literal["read_twice", "refuse"] = "read_twice"
+    """Source files without a version that is certain (objects without a strong ETag; file systems without fractions of seconds):
+    read a second time while they are packed, and compared, or refused."""
 
     @field_validator("url_template")
     @classmethod
@@ -687,7 +695,11 @@ def find_file(given: Path | None = None) -> Path | None:
 
 
 def load(path: Path | None = None) -> Settings:
-    """Read and check all settings; ``path`` as ``find_file`` returns it. Raises ``SettingsInvalid`` naming each key."""
+    """Read and check all settings; ``path`` as ``find_file`` returns it. Raises ``SettingsInvalid`` naming each key.
+
+    Every process of ours begins here, so here one is refused whose names of files would be in another encoding.
+    """
+    refuse_other_encodings()
     data = _merged(_TomlFile(Settings, path)(), _SecretFiles(Settings, os.environ)())
     try:
         _refuse_unknown_environment()

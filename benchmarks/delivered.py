@@ -7,7 +7,7 @@ from pathlib import Path
 
 from archiver.datablock.manifest import ManifestReader
 from archiver.retrieval.keys import TOLD
-from archiver.storage.objects import Bucket
+from archiver.storage.objects import Bucket, ObjectVersion
 
 Wanted = dict[str, tuple[int, str]]
 """Size and SHA-256 of each file."""
@@ -22,7 +22,7 @@ def check(bucket: Bucket, prefix: str, wanted: Wanted) -> None:
     """Raises ``RuntimeError`` unless exactly these files, byte for byte, lie below ``prefix``, beside what we tell of them."""
     there = [entry for entry in bucket.list(prefix) if not entry.key.startswith(prefix + TOLD)]
     found: Wanted = {}
-    items = ((entry, entry.key, entry.size, entry.version) for entry in there)
+    items = ((entry, entry.key, entry.size, ObjectVersion(entry.version)) for entry in there)
     for entry, chunks in bucket.read_many(items, ahead_bytes=32 * 2**20, ahead_requests=128):
         digest = hashlib.sha256()
         for chunk in chunks:

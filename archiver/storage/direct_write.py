@@ -49,7 +49,7 @@ def reserve(descriptor: int, size: int) -> bool:
     return True
 
 
-def publish(partial: Path, final: Path, folder: int | None = None) -> None:
+def publish(partial: Path | bytes, final: Path | bytes, folder: int | None = None) -> None:
     """Give a finished file its final name without clobbering: ``link(2)``, or ``renameat2(2)`` where there are no links.
 
     Names are relative to the directory that is open as ``folder``, where it is given. Raises ``FileExistsError`` if the
@@ -61,9 +61,9 @@ def publish(partial: Path, final: Path, folder: int | None = None) -> None:
     except OSError as error:
         if error.errno not in NO_LINKS:
             raise
-        if _libc.renameat2(at, os.fsencode(partial), at, os.fsencode(final), RENAME_NOREPLACE) != 0:
+        if _libc.renameat2(at, bytes(partial), at, bytes(final), RENAME_NOREPLACE) != 0:
             number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number), str(final)) from None
+            raise OSError(number, os.strerror(number), final) from None
 
 
 def write_stream(

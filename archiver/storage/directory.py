@@ -1,4 +1,4 @@
-"""A landing zone that is a directory on a shared file system: hostile input (reliability-notes section 4, M9).
+"""A landing zone that is a directory on a shared file system, which is hostile input.
 
 Opened with ``openat2(2)``, following no symbolic link; regular files only; names are bytes. Trusted is the part of the
 template before its first field, which the operator wrote; the rest is named by users, and so is what lies there.
@@ -8,34 +8,91 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import hashlib
 import os
+import secrets
 import stat
 import struct
+import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from functools import cache
 from pathlib import PurePosixPath
 
 from archiver.datablock.files import MAX_PATH_BYTES, PlannedFile, SourceFile, check_path, path_key
 from archiver.errors import CatalogueRecordInvalid, HostilePath, SourceChanged, SourceFault
-from archiver.progress import Progress
+from archiver.names import entry_bytes, path_bytes, path_text
+from archiver.progress import SILENT, Progress
+from archiver.settings import LandingSettings
+from archiver.storage.direct_write import publish
 from archiver.storage.objects import Buffer
 
 SYS_OPENAT2 = 437
+AT_FDCWD = -100
 RESOLVE_NO_MAGICLINKS = 0x02
 RESOLVE_NO_SYMLINKS = 0x04
 RESOLVE_BENEATH = 0x08
 READ_BYTES = 2 * 2**20
+FRESH_SECONDS = 2.0
+"""What changed so short ago may change again within one tick of the file system's clock."""
+REMOVING = b".archiver-removing."
+"""Beginning of the name that a file has between being looked at and being removed."""
 _FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+_NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EXDEV, errno.ENXIO)
+"""What ``open_beneath`` says where no file can be reached without a link."""
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def open_beneath(root: int, path: bytes, flags: int) -> int:
-    """``openat2`` of ``path`` beneath the directory ``root``; no symbolic link anywhere on the way. Raises ``OSError``."""
-    how = struct.pack("QQQ", flags, 0, RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS)
+    """Open ``path`` beneath the directory ``root``, with no symbolic link anywhere on the way. Raises ``OSError``.
+
+    By ``openat2``, or where that is refused (filters of some containers, Linux before 5.6) segment by segment.
+    """
+    if not has_openat2():
+        return _open_by_segments(root, path, flags)
+    return _openat2(root, path, flags, RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS)
+
+
+@cache
+def has_openat2() -> bool:
+    """Whether this process may call ``openat2``."""
+    try:
+        os.close(_openat2(AT_FDCWD, b".", os.O_PATH | os.O_CLOEXEC, 0))
+    except OSError as error:
+        return error.errno not in (errno.ENOSYS, errno.EPERM)
+    return True
+
+
+def _openat2(root: int, path: bytes, flags: int, resolve: int) -> int:
+    how = struct.pack("QQQ", flags, 0, resolve)
     descriptor: int = _libc.syscall(SYS_OPENAT2, root, ctypes.c_char_p(path), how, ctypes.c_size_t(len(how)))
     if descriptor < 0:
         number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), os.fsdecode(path))
+        raise OSError(number, os.strerror(number), path_text(path))
     return descriptor
+
+
+def _open_by_segments(root: int, path: bytes, flags: int) -> int:
+    """The same guarantee as ``openat2`` beneath ``root``: each name is one entry of an open directory, and no link."""
+    segments = [segment for segment in path.split(b"/") if segment not in (b"", b".")] or [b"."]
+    if path.startswith(b"/") or b".." in segments:
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), path_text(path))
+    at = os.dup(root)
+    try:
+        for place, segment in enumerate(segments, 1):
+            how = flags if place == len(segments) else os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+            try:
+                below = os.open(segment, how | os.O_NOFOLLOW, dir_fd=at)
+            except NotADirectoryError:
+                if stat.S_ISLNK(os.stat(segment, dir_fd=at, follow_symlinks=False).st_mode):
+                    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path_text(path)) from None
+                raise
+            os.close(at)
+            at = below
+    except BaseException:
+        os.close(at)
+        raise
+    return at
 
 
 class DirectoryLanding:
@@ -44,7 +101,10 @@ class DirectoryLanding:
     ``fixed`` is the operator's: links are followed there. ``filled`` comes from the dataset's record: none are.
     """
 
-    def __init__(self, fixed: str, filled: str, fields: Mapping[str, str]) -> None:
+    def __init__(
+        self, fixed: str, filled: str, fields: Mapping[str, str], settings: LandingSettings | None = None
+    ) -> None:
+        self._settings = settings or LandingSettings()
         folder = fixed + filled
         self._pid = fields.get("pid")
         self.where = f"file://{folder}"
@@ -54,7 +114,7 @@ class DirectoryLanding:
         if ".." in PurePosixPath(folder).parts or "\0" in folder:
             raise self._no_folder("an absolute path without '..'", ascii(folder[:200]))
         self._base = fixed
-        self._below = os.fsencode(filled.strip("/")) or b"."
+        self._below = path_bytes(filled.strip("/")) or b"."
 
     def list(self) -> Iterator[SourceFile]:
         """As ``Landing``. Raises ``HostilePath`` for anything that is neither a regular file nor a folder."""
@@ -91,10 +151,21 @@ class DirectoryLanding:
     def _file(self, path: bytes, found: os.stat_result) -> SourceFile:
         if not stat.S_ISREG(found.st_mode):
             raise self._hostile(path, "regular files and folders only", _kind(found.st_mode))
-        return SourceFile(os.fsdecode(path), found.st_size, _version(found))
+        file = SourceFile(path_text(path), found.st_size, _version(found))
+        if self._settings.without_version == "refuse" and not self.certain(file.version):
+            raise no_version(self.where, file, "change times with fractions of a second", "whole seconds")
+        return file
+
+    def certain(self, version: str) -> bool:
+        """As ``Landing``: whether the change time has a fraction of a second.
+
+        File systems without one (FAT, sshfs, NFS of old servers) often have no change time at all and tell the
+        modification time instead, which everybody can put back.
+        """
+        return int(version.split(":")[1]) % 10**9 != 0
 
     def fetch(
-        self, files: Iterable[PlannedFile], *, ahead_bytes: int, ahead_objects: int
+        self, files: Iterable[PlannedFile], *, ahead_bytes: int, ahead_objects: int, progress: Progress = SILENT
     ) -> Iterator[tuple[PlannedFile, Iterator[Buffer]]]:
         """As ``Landing``; the system reads ahead. The version is checked before the first and after the last byte."""
         root = self._root()
@@ -102,14 +173,37 @@ class DirectoryLanding:
             for file in files:
                 if root is None:
                     raise _changed(file, "no folder")
-                yield file, self._read(root, file)
+                yield file, self._once_or_twice(root, file, progress)
         finally:
             if root is not None:
                 os.close(root)
 
+    def _once_or_twice(self, root: int, file: PlannedFile, progress: Progress) -> Iterator[Buffer]:
+        changed = int(file.version.split(":")[1]) / 10**9
+        if self.certain(file.version) and changed < time.time() - FRESH_SECONDS:
+            yield from self._read(root, file)
+            return
+        digest = hashlib.sha256()
+        for chunk in self._read(root, file):
+            digest.update(chunk)
+            yield chunk
+        again = self._sha256(root, file, progress)
+        if again != digest.hexdigest():
+            raise changed_while_read(file, digest.hexdigest(), again)
+
+    def _sha256(self, root: int, file: PlannedFile, progress: Progress) -> str:
+        digest = hashlib.sha256()
+        for chunk in self._read(root, file):
+            digest.update(chunk)
+            progress.note(f"reading {file.path[:200]!a} once more")
+        return digest.hexdigest()
+
     def _read(self, root: int, file: PlannedFile) -> Iterator[Buffer]:
         descriptor = self._open(root, file)
         try:
+            now = os.fstat(descriptor)
+            if _version(now) != file.version:
+                raise _changed(file, f"{now.st_size} B in another version")
             left = file.size
             while left:
                 chunk = os.read(descriptor, min(READ_BYTES, left))
@@ -128,43 +222,58 @@ class DirectoryLanding:
     def _open(self, root: int, file: PlannedFile) -> int:
         check_path(file.path)
         try:
-            descriptor = open_beneath(root, os.fsencode(file.path), _FLAGS)
+            descriptor = open_beneath(root, path_bytes(file.path), _FLAGS)
         except OSError as error:
-            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EXDEV, errno.ENXIO):
+            if error.errno in _NOT_THERE:
                 raise _changed(file, error.strerror or "nothing") from None
             raise self._fault(error) from None
         found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode) or _version(found) != file.version:
+        if not stat.S_ISREG(found.st_mode):
             os.close(descriptor)
-            raise _changed(file, f"{found.st_size} B in another version, {_kind(found.st_mode)}")
+            raise _changed(file, _kind(found.st_mode))
         return descriptor
 
-    def delete(self, files: Iterable[PlannedFile], progress: Progress) -> int:
-        """As ``Landing``. Folders stay."""
+    def delete(self, files: Iterable[tuple[PlannedFile, str]], progress: Progress) -> int:
+        """As ``Landing``. Folders stay. A file is first moved to a name of our own and looked at there: what somebody else
+        put in its place meanwhile is moved back.
+        """
         root = self._root()
         if root is None:
             return 0
-        deleted = 0
+        removal = _Removal(self, root, progress)
         try:
-            for file in files:
-                try:
-                    os.close(self._open(root, file))
-                except SourceChanged:
-                    continue
-                folder, _, name = os.fsencode(file.path).rpartition(b"/")
-                parent = _folder(root, folder)
-                try:
-                    if _version(os.stat(name, dir_fd=parent, follow_symlinks=False)) == file.version:
-                        os.unlink(name, dir_fd=parent)
-                        deleted += 1
-                finally:
-                    os.close(parent)
-                progress.advance(files=1)
+            return sum(removal.remove(file, sha256) for file, sha256 in files)
         except OSError as error:
             raise self._fault(error) from None
         finally:
+            removal.close()
             os.close(root)
-        return deleted
+
+    def open_archived(
+        self, root: int, file: PlannedFile, sha256: str, progress: Progress
+    ) -> tuple[int, os.stat_result]:
+        """The file, open, and its state, if it is what was archived. Raises ``SourceChanged`` if it is not.
+
+        Its change time alone proves no change: it moves with every hard link that is made or removed, also by us. Then,
+        and wherever the version is not believed, the bytes are compared.
+        """
+        descriptor = self._open(root, file)
+        try:
+            found = os.fstat(descriptor)
+            if _content(found) != (int(file.version.split(":")[0]), file.size):
+                raise _changed(file, f"{found.st_size} B in another version")
+            believed = self._settings.delete_check == "version" and self.certain(file.version)
+            if not (believed and _version(found) == file.version):
+                digest = hashlib.sha256()
+                while chunk := os.read(descriptor, READ_BYTES):
+                    digest.update(chunk)
+                    progress.note(f"reading {file.path[:200]!a} once more")
+                if digest.hexdigest() != sha256 or _version(os.fstat(descriptor)) != _version(found):
+                    raise _changed(file, f"SHA-256 {digest.hexdigest()}")
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return descriptor, found
 
     def _root(self) -> int | None:
         """The dataset's folder, or None if there is none.
@@ -213,7 +322,7 @@ class DirectoryLanding:
         )
 
     def _hostile(self, path: bytes, expected: str, found: str) -> HostilePath:
-        name = ascii(os.fsdecode(path)[-300:])
+        name = ascii(path_text(path)[-300:])
         return HostilePath(
             f"{name} in {self.where} cannot be archived",
             expected=expected,
@@ -231,6 +340,106 @@ class DirectoryLanding:
         )
 
 
+class _Removal:
+    """Removes files one after another; what an earlier attempt moved and left is put back when its folder is opened."""
+
+    def __init__(self, landing: DirectoryLanding, root: int, progress: Progress) -> None:
+        self._landing = landing
+        self._root = root
+        self._progress = progress
+        self._own = REMOVING + secrets.token_hex(6).encode() + b"."
+        self._below: bytes | None = None
+        self._parent = -1
+        self._left_over: dict[bytes, bytes] = {}
+
+    def remove(self, file: PlannedFile, sha256: str) -> bool:
+        """Remove it if it is what was archived. Raises ``OSError``, ``SourceFault`` and what the progress raises."""
+        check_path(file.path)
+        below, _, name = path_bytes(file.path).rpartition(b"/")
+        digest = hashlib.sha256(path_bytes(file.path)).hexdigest()[:20].encode()
+        try:
+            self._enter(below)
+            if (left := self._left_over.pop(digest, None)) is not None:
+                with suppress(FileExistsError, FileNotFoundError):
+                    self._move_back(left, name)
+            descriptor, found = self._landing.open_archived(self._root, file, sha256, self._progress)
+        except SourceChanged:
+            return False
+        except OSError as error:
+            if error.errno in _NOT_THERE:
+                return False
+            raise
+        try:
+            return self._move_and_remove(file, descriptor, found, name, self._own + digest)
+        finally:
+            os.close(descriptor)
+
+    def _move_and_remove(
+        self, file: PlannedFile, descriptor: int, found: os.stat_result, name: bytes, own: bytes
+    ) -> bool:
+        # Raises ``Stopped`` in an attempt that stood still, which removes nothing any more.
+        self._progress.advance(files=1)
+        if _version(os.fstat(descriptor)) != _version(found):
+            return False
+        try:
+            os.rename(name, own, src_dir_fd=self._parent, dst_dir_fd=self._parent)
+            moved = os.stat(own, dir_fd=self._parent, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        if os.path.samestat(moved, os.fstat(descriptor)) and _content(moved) == _content(found):
+            with suppress(FileNotFoundError):  # another attempt has put it back
+                os.unlink(own, dir_fd=self._parent)
+                return True
+            return False
+        try:
+            self._move_back(own, name)
+        except FileExistsError:
+            raise SourceFault(
+                f"file {file.path!a} was replaced twice while it was to be removed",
+                expected="the archived file",
+                found=f"another one, which now has the name {path_text(own)}",
+                next_step=f"see which of the two belongs there, in {self._landing.where}",
+                retryable=False,
+                file=ascii(file.path),
+            ) from None
+        return False
+
+    def _move_back(self, own: bytes, name: bytes) -> None:
+        """Without clobbering, by all that the file system has. Raises ``FileExistsError`` if the name is taken."""
+        try:
+            publish(own, name, self._parent)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise
+            with suppress(FileNotFoundError):
+                os.stat(name, dir_fd=self._parent, follow_symlinks=False)
+                raise FileExistsError from None
+            os.rename(own, name, src_dir_fd=self._parent, dst_dir_fd=self._parent)
+            return
+        with suppress(FileNotFoundError):
+            os.unlink(own, dir_fd=self._parent)
+
+    def _enter(self, below: bytes) -> None:
+        if below == self._below:
+            return
+        self.close()
+        self._parent, self._below = _folder(self._root, below), below
+        with os.scandir(self._parent) as entries:
+            names = [name for entry in entries if (name := entry_bytes(entry)).startswith(REMOVING)]
+        self._left_over = {name.rpartition(b".")[2]: name for name in names}
+
+    def close(self) -> None:
+        """Let the folder go."""
+        if self._parent >= 0:
+            os.close(self._parent)
+        self._parent, self._below = -1, None
+
+
+def _content(found: os.stat_result) -> tuple[int, int]:
+    """What only a change of the bytes, or somebody's wish, moves: not links and names."""
+    return found.st_mtime_ns, found.st_size
+
+
 def _folder(root: int, below: bytes) -> int:
     return open_beneath(root, below or b".", _FLAGS | os.O_DIRECTORY)
 
@@ -240,7 +449,10 @@ def _names(root: int, below: bytes) -> list[bytes]:
     descriptor = _folder(root, below)
     try:
         with os.scandir(descriptor) as entries:
-            names = [path_key(entry.name) + b"/" * entry.is_dir(follow_symlinks=False) for entry in entries]
+            names = [
+                path_key(path_text(entry_bytes(entry))) + b"/" * entry.is_dir(follow_symlinks=False)
+                for entry in entries
+            ]
     finally:
         os.close(descriptor)
     names.sort(reverse=True)
@@ -248,12 +460,35 @@ def _names(root: int, below: bytes) -> list[bytes]:
 
 
 def _from_key(key: bytes) -> bytes:
-    return os.fsencode(key.decode("utf-8", "surrogatepass"))
+    return path_bytes(key.decode("utf-8", "surrogatepass"))
 
 
 def _version(found: os.stat_result) -> str:
-    # Not the device: its number is each host's own on network file systems, and plan and pack may run on two.
-    return f"{found.st_ino}:{found.st_mtime_ns}:{found.st_ctime_ns}:{found.st_size}"
+    # Neither device nor inode: both may be numbers of this host or this mount only, and plan and pack may run on two.
+    return f"{found.st_mtime_ns}:{found.st_ctime_ns}:{found.st_size}"
+
+
+def no_version(where: str, file: SourceFile, expected: str, found: str) -> SourceFault:
+    """What to raise where ``landing.without_version`` is ``refuse``."""
+    return SourceFault(
+        f"file {file.path[:200]!a} in {where} has no version by which a change would be seen",
+        expected=expected,
+        found=found,
+        next_step="set landing.without_version to read_twice, or let files be written where they get a version",
+        retryable=False,
+        file=ascii(file.path[:200]),
+    )
+
+
+def changed_while_read(file: PlannedFile, first: str, second: str) -> SourceChanged:
+    """Two readings differ."""
+    return SourceChanged(
+        f"file {file.path!a} changed while it was read",
+        expected=f"SHA-256 {first} also when it is read a second time",
+        found=f"SHA-256 {second}",
+        next_step="let the files rest, then submit the job again",
+        file=ascii(file.path),
+    )
 
 
 def _changed(file: PlannedFile, found: str) -> SourceChanged:

@@ -1,46 +1,72 @@
-"""The landing zone: where a dataset's source files lie, behind one protocol; an S3 prefix here, a directory in ``directory``."""
+"""The landing zone: where a dataset's source files lie, behind one protocol; an S3 prefix here, a directory in ``directory``.
+
+A *version* is all that a store tells of a file's state: ETag and LastModified of an object, size and times of a file. It is
+*certain* if a change cannot leave it as it was. What has no certain version is read twice: two readings that agree are of
+one state of the file, for each byte was the same before and after all others were read.
+"""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from string import Formatter
 from typing import Protocol
 from urllib.parse import urlsplit
 
 from archiver.datablock.files import PlannedFile, SourceFile, path_key
 from archiver.errors import CatalogueRecordInvalid, SourceChanged, SourceFault
-from archiver.progress import Progress
-from archiver.settings import S3Settings
-from archiver.storage.directory import DirectoryLanding
-from archiver.storage.objects import Bucket, Buffer, ObjectChanged, ObjectInfo
+from archiver.progress import SILENT, Progress
+from archiver.settings import LandingSettings, S3Settings
+from archiver.storage.directory import FRESH_SECONDS, DirectoryLanding, changed_while_read, no_version
+from archiver.storage.objects import GET_PART_BYTES, Bucket, Buffer, ObjectChanged, ObjectInfo, ObjectVersion
+
+DELETING_THREADS = 8
+DELETING_AT_ONCE = 64
 
 
 class Landing(Protocol):
     """One dataset's source files. All methods may be repeated."""
 
     where: str
+    """Bucket and prefix, or directory, as a URL: errors say that we looked there."""
 
     def list(self) -> Iterator[SourceFile]:
         """Every file, in the order of the UTF-8 bytes of its path. Raises ``SourceFault``."""
 
-    def fetch(
-        self, files: Iterable[PlannedFile], *, ahead_bytes: int, ahead_objects: int
-    ) -> Iterator[tuple[PlannedFile, Iterator[Buffer]]]:
-        """The files' bytes in the order given, fetched ahead. Raises ``SourceChanged`` and ``SourceFault``."""
+    def certain(self, version: str) -> bool:
+        """Whether a file cannot have changed where its version is this one still; else it is read twice, or refused."""
 
-    def delete(self, files: Iterable[PlannedFile], progress: Progress) -> int:
-        """Remove exactly these files, each only if it is still what was planned; returns how many."""
+    def fetch(
+        self, files: Iterable[PlannedFile], *, ahead_bytes: int, ahead_objects: int, progress: Progress = SILENT
+    ) -> Iterator[tuple[PlannedFile, Iterator[Buffer]]]:
+        """The files' bytes in the order given, fetched ahead, each of one state of its file and in the version planned.
+
+        To be read to its end: what changed meanwhile is seen last. Raises ``SourceChanged``, ``SourceFault``, and what
+        ``progress`` raises, which hears of what is read a second time.
+        """
+
+    def delete(self, files: Iterable[tuple[PlannedFile, str]], progress: Progress) -> int:
+        """Remove exactly these files, each only if it is still what was planned and archived; returns how many.
+
+        Each comes with its SHA-256 from the datablock's manifest. With ``landing.delete_check`` ``read``, and where its
+        version is not certain, a file is read again right before: other bytes are never removed.
+        """
 
 
 def open_landing(
-    template: str, s3: S3Settings, fields: Mapping[str, str], *, buckets: dict[str, Bucket] | None = None
+    settings: LandingSettings, s3: S3Settings, fields: Mapping[str, str], *, buckets: dict[str, Bucket] | None = None
 ) -> Landing:
     """The landing zone of the dataset whose catalogue record gave ``fields``. Nothing is connected yet.
 
-    ``buckets`` keeps them, by name, for the next dataset: to make a client takes 0.3 s.
+    ``s3`` is the usual one; ``settings`` may name another. ``buckets`` keeps them, by name, for the next dataset: to make a
+    client takes 0.3 s.
 
     Raises ``CatalogueRecordInvalid`` if the template names a field that the record does not have, or a source folder
     that is no path of its own where the template needs one.
     """
+    template = settings.url_template
     fixed, brace, rest = template.partition("{")
     try:
         filled = (brace + rest).format_map(fields)
@@ -50,14 +76,23 @@ def open_landing(
     if rest.startswith("source_folder}") and not fixed.endswith("/") and not folder.startswith("/"):
         # Else /data{source_folder} and "2" would be /data2.
         raise _unnamed(template, fields, "a sourceFolder that begins with /", ascii(folder[:200]))
-    url = fixed + filled
-    if url.startswith("file://"):
-        return DirectoryLanding(fixed.removeprefix("file://"), filled, fields)
-    parts = urlsplit(template)
-    prefix = url.removeprefix(f"s3://{parts.netloc}/")
+    if fixed.startswith("file://"):
+        return DirectoryLanding(fixed.removeprefix("file://"), filled, fields, settings)
+    name = urlsplit(fixed).netloc
+    prefix = _key_prefix(template.removeprefix(f"s3://{name}/"), fields)
     buckets = {} if buckets is None else buckets
-    bucket = buckets.setdefault(parts.netloc, Bucket(parts.netloc, s3, SourceFault))
-    return S3Landing(bucket, prefix if prefix.endswith("/") or not prefix else prefix + "/")
+    bucket = buckets.setdefault(name, Bucket(name, settings.s3 or s3, SourceFault))
+    return S3Landing(bucket, prefix, settings)
+
+
+def _key_prefix(template: str, fields: Mapping[str, str]) -> str:
+    """What the keys begin with: ``{source_folder}`` is a path from a root, which keys have not, so no slash is doubled."""
+    prefix = ""
+    for literal, name, _, _ in Formatter().parse(template):
+        prefix += literal
+        value = fields[name] if name else ""
+        prefix += value.lstrip("/") if not prefix or prefix.endswith("/") else value
+    return prefix if prefix.endswith("/") or not prefix else prefix + "/"
 
 
 def _unnamed(template: str, fields: Mapping[str, str], expected: str, found: str) -> CatalogueRecordInvalid:
@@ -71,11 +106,12 @@ def _unnamed(template: str, fields: Mapping[str, str], expected: str, found: str
 
 
 class S3Landing:
-    """A prefix in a bucket: a file's key is the prefix and its path."""
+    """A prefix in a bucket: a file's key is the prefix and its path. Implements ``Landing``."""
 
-    def __init__(self, bucket: Bucket, prefix: str) -> None:
+    def __init__(self, bucket: Bucket, prefix: str, settings: LandingSettings | None = None) -> None:
         self._bucket = bucket
         self._prefix = prefix
+        self._settings = settings or LandingSettings()
         self.where = f"s3://{bucket.name}/{prefix}"
 
     def list(self) -> Iterator[SourceFile]:
@@ -95,28 +131,83 @@ class S3Landing:
                     retryable=False,
                 )
             last = key
-            yield SourceFile(path, entry.size, entry.version)
+            file = SourceFile(path, entry.size, _text(entry))
+            if self._settings.without_version == "refuse" and not self.certain(file.version):
+                raise no_version(self.where, file, "an ETag, and none that is weak", entry.version or "no ETag")
+            yield file
+
+    def certain(self, version: str) -> bool:
+        """As ``Landing``: whether it has a strong ETag. Some stores give none, ``W/"..."``, or zeros for every object."""
+        etag = _version(version).etag
+        return not etag.startswith("W/") and not set(etag.partition("-")[0]) <= set('"0')
 
     def fetch(
-        self, files: Iterable[PlannedFile], *, ahead_bytes: int, ahead_objects: int
+        self, files: Iterable[PlannedFile], *, ahead_bytes: int, ahead_objects: int, progress: Progress = SILENT
     ) -> Iterator[tuple[PlannedFile, Iterator[Buffer]]]:
-        """As ``Landing``; the version (ETag) of the plan is demanded of every read."""
-        wanted = ((file, self._prefix + file.path, file.size, file.version) for file in files)
+        """As ``Landing``; the planned version is demanded of every answer. The files are listed again after the last byte:
+        behind some gateways a file that is written in place keeps its ETag.
+        """
+        # Times in headers are whole seconds.
+        fresh = self._bucket.server_time() - FRESH_SECONDS
+        done: dict[str, tuple[int, str]] = {}
+        wanted = ((file, self._prefix + file.path, file.size, _version(file.version)) for file in files)
         reads = self._bucket.read_many(wanted, ahead_bytes=ahead_bytes, ahead_requests=ahead_objects)
         try:
             for file, chunks in reads:
-                yield file, self._checked(file, chunks)
+                twice = not self.certain(file.version) or _version(file.version).modified > fresh
+                yield file, self._twice(file, chunks, progress) if twice else self._once(file, chunks)
+                done[file.path] = file.size, file.version
         except ObjectChanged as changed:
             # A read fetched ahead: the file's own turn has not come, but the datablock cannot be made.
             raise self._changed(changed) from None
         finally:
             reads.close()  # type: ignore[attr-defined]
+        self._check_unchanged(done, progress)
 
-    def _checked(self, file: PlannedFile, chunks: Iterator[Buffer]) -> Iterator[Buffer]:
+    def _once(self, file: PlannedFile, chunks: Iterator[Buffer]) -> Iterator[Buffer]:
         try:
             yield from chunks
         except ObjectChanged as changed:
             raise self._changed(changed) from None
+
+    def _twice(self, file: PlannedFile, chunks: Iterator[Buffer], progress: Progress) -> Iterator[Buffer]:
+        digest = hashlib.sha256()
+        for chunk in self._once(file, chunks):
+            digest.update(chunk)
+            yield chunk
+        try:
+            again = self._sha256(file, progress)
+        except ObjectChanged as changed:
+            raise self._changed(changed) from None
+        if again != digest.hexdigest():
+            raise changed_while_read(file, digest.hexdigest(), again)
+
+    def _sha256(self, file: PlannedFile, progress: Progress) -> str:
+        """Of the file as it is now. Raises ``ObjectChanged`` if it is not in the planned version."""
+        digest = hashlib.sha256()
+        wanted = [(None, self._prefix + file.path, file.size, _version(file.version))]
+        for _, chunks in self._bucket.read_many(wanted, ahead_bytes=2 * GET_PART_BYTES, ahead_requests=2):
+            for chunk in chunks:
+                digest.update(chunk)
+                progress.note(f"reading {file.path[:200]!a} once more")
+        return digest.hexdigest()
+
+    def _check_unchanged(self, files: dict[str, tuple[int, str]], progress: Progress) -> None:
+        """Raises ``SourceChanged`` if one of them, given as size and version, is not listed as it was planned."""
+        if not files:
+            return
+        last = max(map(path_key, files))
+        # Listed from the first file on: a key's own beginning comes before it.
+        for entry in self._bucket.list(self._prefix, after=(self._prefix + min(files, key=path_key))[:-1]):
+            path = entry.key[len(self._prefix) :]
+            planned = files.pop(path, None)
+            if planned is not None and planned != (entry.size, _text(entry)):
+                raise self._changed(ObjectChanged(entry.key, _state(*planned), _state(entry.size, _text(entry))))
+            if path_key(path) >= last:
+                break
+            progress.note("looking whether the files have changed")
+        for path, planned in files.items():
+            raise self._changed(ObjectChanged(self._prefix + path, _state(*planned), "nothing"))
 
     def _changed(self, changed: ObjectChanged) -> SourceChanged:
         path = ascii(changed.key[len(self._prefix) :])
@@ -128,22 +219,42 @@ class S3Landing:
             file=path,
         )
 
-    def delete(self, files: Iterable[PlannedFile], progress: Progress) -> int:
-        """As ``Landing``. What is there now is listed afresh, and only objects of the planned size and ETag are named."""
-        there = self._bucket.list(self._prefix)
-        current: ObjectInfo | None = next(there, None)
-        doomed: list[str] = []
+    def delete(self, files: Iterable[tuple[PlannedFile, str]], progress: Progress) -> int:
+        """As ``Landing``. Each object is looked at right before, and deleted on the condition of its ETag."""
         deleted = 0
-        for file in files:
-            key = path_key(self._prefix + file.path)
-            while current is not None and path_key(current.key) < key:
-                current = next(there, None)
-            planned = ObjectInfo(self._prefix + file.path, file.size, file.version)
-            if current == planned:
-                doomed.append(planned.key)
-            if len(doomed) == 1000:
-                self._bucket.delete(doomed)
-                deleted, doomed = deleted + len(doomed), []
-                progress.advance(files=1000)
-        self._bucket.delete(doomed)
-        return deleted + len(doomed)
+        given = iter(files)
+        with ThreadPoolExecutor(DELETING_THREADS, "delete-sources") as pool:
+            while some := [*islice(given, DELETING_AT_ONCE)]:
+                removing = [pool.submit(self._remove, file, sha256, progress) for file, sha256 in some]
+                deleted += sum(one.result() for one in removing)
+        return deleted
+
+    def _remove(self, file: PlannedFile, sha256: str, progress: Progress) -> bool:
+        key, version = self._prefix + file.path, _version(file.version)
+        try:
+            if (self._settings.delete_check == "read" or not self.certain(file.version)) and (
+                self._sha256(file, progress) != sha256
+            ):
+                return False
+        except ObjectChanged:
+            return False
+        if not self._bucket.is_still(key, file.size, version):
+            return False
+        # Raises ``Stopped`` in an attempt that stood still, which deletes nothing any more.
+        progress.advance(files=1)
+        return self._bucket.delete_version(key, version.etag)
+
+
+def _text(entry: ObjectInfo) -> str:
+    """The version as the plan has it. ETags have no spaces."""
+    return f"{entry.version} {entry.modified:.3f}"
+
+
+def _version(text: str) -> ObjectVersion:
+    """The inverse of ``_text``."""
+    etag, _, modified = text.rpartition(" ")
+    return ObjectVersion(etag, float(modified))
+
+
+def _state(size: int, version: str) -> str:
+    return f"{size} B in {_version(version)}"

@@ -17,7 +17,8 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 from functools import cache, cached_property, partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeAlias, TypeVar
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 T = TypeVar("T")
+_Read: TypeAlias = "tuple[Buffer, ObjectVersion]"
 
 GET_PART_BYTES = 2 * 2**20
 """Size of a ranged GET: the knob of memory (performance-notes 10)."""
@@ -61,6 +63,9 @@ RETRY_SECONDS = 60
 """How long one request is retried here; Temporal retries the rest."""
 ATTEMPTS = 4
 """The same for boto3, which counts."""
+_OTHER_VERSION = ("PreconditionFailed", "412", "ConditionalRequestConflict", "409", "NoSuchKey", "404")
+_NO_CONDITIONS = ("NotImplemented", "501", "InvalidRequest", "InvalidArgument", "400")
+"""What stores answer to ``If-Match`` in a delete that they do not know."""
 _NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
 DIGEST = "sha256"
 """Metadata of the small objects that we put: the SHA-256 of their bytes, which no store or library compares (M8)."""
@@ -74,6 +79,31 @@ class ObjectInfo:
     size: int
     version: str
     modified: float = field(default=0.0, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectVersion:
+    """All that a store tells of an object's version. What it does not tell is empty, and proves nothing.
+
+    ``etag`` with its quotes; ``modified``: seconds since 1970; ``version_id``: of a bucket that keeps versions.
+    """
+
+    etag: str = ""
+    modified: float = 0.0
+    version_id: str = ""
+
+    def same_object(self, other: ObjectVersion) -> bool:
+        """Whether ETags and version ids are equal, as far as both are known. A proxy may make an ETag a weak one."""
+        etags = {one.etag.removeprefix("W/") for one in (self, other) if one.etag}
+        return len(etags) < 2 and len({one.version_id for one in (self, other) if one.version_id}) < 2
+
+    def same_time(self, other: ObjectVersion) -> bool:
+        """Whether both were modified in the same second, as far as that is known: headers have no fractions."""
+        return not (self.modified and other.modified) or abs(self.modified - other.modified) < 1
+
+    def __str__(self) -> str:
+        when = datetime.fromtimestamp(self.modified, UTC).isoformat(timespec="milliseconds") if self.modified else "?"
+        return f"version {self.etag or 'without ETag'} of {when}" + (f", id {self.version_id}" * bool(self.version_id))
 
 
 @dataclass(frozen=True)
@@ -122,7 +152,11 @@ def _timestamp(text: str) -> datetime:
     try:
         return datetime.fromisoformat(text)
     except (ValueError, TypeError):
+        pass
+    try:
         return botocore.utils.parse_timestamp(text)
+    except ValueError as error:
+        raise ResponseParserError(str(error)) from None
 
 
 class Bucket:
@@ -149,7 +183,8 @@ class Bucket:
         with self._boto_faults(prefix):
             for page in self.boto.get_paginator("list_objects_v2").paginate(Bucket=self.name, Prefix=prefix, **start):
                 for entry in page.get("Contents", []):
-                    yield ObjectInfo(entry["Key"], entry["Size"], entry["ETag"], _seconds(entry.get("LastModified")))
+                    modified = _seconds(entry.get("LastModified"))
+                    yield ObjectInfo(entry["Key"], entry["Size"], entry.get("ETag", ""), modified)
 
     def head(self, key: str) -> ObjectInfo | None:
         """The object, or None if there is none."""
@@ -160,7 +195,7 @@ class Bucket:
                 except (obstore_errors.NotFoundError, FileNotFoundError) as error:
                     self._confirm_missing(key, str(error))
                     return None
-                return ObjectInfo(key, meta["size"], meta["e_tag"] or "")
+                return ObjectInfo(key, meta["size"], meta["e_tag"] or "", _seconds(meta["last_modified"]))
         with self._boto_faults(key):
             try:
                 answer = self.boto.head_object(Bucket=self.name, Key=key)
@@ -169,7 +204,9 @@ class Bucket:
                     self._confirm_missing(key, code)
                     return None
                 raise
-            return ObjectInfo(key, answer["ContentLength"], answer["ETag"])
+            return ObjectInfo(
+                key, answer["ContentLength"], answer.get("ETag", ""), _seconds(answer.get("LastModified"))
+            )
 
     def proof(self, key: str) -> tuple[int, str | None] | None:
         """Size of an object and the SHA-256 in its metadata, which we write; None if there is none. Reads no bytes."""
@@ -211,6 +248,41 @@ class Bucket:
                         next_step="retried; see the rights of our S3 account",
                     )
                 batch = []
+
+    def is_still(self, key: str, size: int, version: ObjectVersion) -> bool:
+        """Whether the object is there in this version, of this size, now."""
+        info = self.head(key)
+        if info is None or info.size != size:
+            return False
+        seen = ObjectVersion(info.version, info.modified)
+        return version.same_object(seen) and (version.same_time(seen) or self._listed_as(key, size, version))
+
+    def delete_version(self, key: str, etag: str) -> bool:
+        """Delete the object if it has this ETag (any, if empty); returns False if it has another, or is gone.
+
+        Stores that know no conditional deletes delete whatever has the key: look at it right before (``is_still``).
+        """
+        with self._boto_faults(key):
+            try:
+                condition: Any = {"IfMatch": etag} if etag else {}
+                self.boto.delete_object(Bucket=self.name, Key=key, **condition)
+            except ClientError as error:
+                code = error.response["Error"]["Code"]
+                if code in _OTHER_VERSION:
+                    return False
+                if not etag or code not in _NO_CONDITIONS:
+                    raise
+                self.boto.delete_object(Bucket=self.name, Key=key)
+        return True
+
+    def server_time(self) -> float:
+        """Seconds since 1970 by the server's clock; by ours where it tells none."""
+        with self._boto_faults(""):
+            answer = self.boto.list_objects_v2(Bucket=self.name, Prefix="", MaxKeys=1)
+        try:
+            return parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"]).timestamp()
+        except (KeyError, ValueError):
+            return time.time()
 
     def open_uploads(self, prefix: str) -> Iterator[OpenUpload]:
         """Multipart uploads under way, or left over, for keys that begin with ``prefix``."""
@@ -381,7 +453,7 @@ class Bucket:
         second. Raises the side's fault if the object is another.
         """
         with_item = self.read_many(
-            [(None, key, size, version)], ahead_bytes=8 * GET_PART_BYTES, ahead_requests=4, span=span
+            [(None, key, size, ObjectVersion(version))], ahead_bytes=8 * GET_PART_BYTES, ahead_requests=4, span=span
         )
         try:
             for _, chunks in with_item:
@@ -396,7 +468,7 @@ class Bucket:
 
     def read_many(
         self,
-        wanted: Iterable[tuple[T, str, int, str]],
+        wanted: Iterable[tuple[T, str, int, ObjectVersion]],
         *,
         ahead_bytes: int,
         ahead_requests: int,
@@ -405,11 +477,11 @@ class Bucket:
         """Objects as ``(item, key, size, version)``, delivered in order, fetched ahead in parallel.
 
         Each is to be read to its end (that of ``span``, if given) before the next is asked for. At most ``ahead_bytes`` and
-        ``ahead_requests`` are in flight. Raises ``ObjectChanged`` where the object has another version or size, and the
-        side's fault.
+        ``ahead_requests`` are in flight. Raises ``ObjectChanged`` where an answer is of another version or size than was
+        demanded, or two answers are of two versions, and the side's fault.
         """
-        pending: deque[tuple[list[_Part[T]], Future[list[Buffer | Exception]]]] = deque()
-        ready: deque[tuple[_Part[T], Buffer | Exception]] = deque()
+        pending: deque[tuple[list[_Part[T]], Future[list[_Read | Exception]]]] = deque()
+        ready: deque[tuple[_Part[T], _Read | Exception]] = deque()
         in_flight = 0
         held = 0
         most = max(1, min(SMALL_AT_ONCE, ahead_requests // THREADS))
@@ -429,15 +501,20 @@ class Bucket:
         def chunks() -> Iterator[Buffer]:
             nonlocal in_flight, held
             last = False
+            first: ObjectVersion | None = None
             while not last:
                 if not ready:
                     batch, future = pending.popleft()
                     ready.extend(zip(batch, future.result(), strict=False))
                     in_flight -= sum(part.length for part in batch)
                     held -= len(batch)
-                part, data = ready.popleft()
-                if isinstance(data, Exception):
-                    raise data
+                part, read = ready.popleft()
+                if isinstance(read, Exception):
+                    raise read
+                data, seen = read
+                first = first or seen
+                if not (first.same_object(seen) and first.modified == seen.modified):
+                    raise ObjectChanged(part.key, f"all of it in {first}", f"bytes from {part.start} on in {seen}")
                 fill()
                 last = part.start + part.length >= part.end
                 if part.length:
@@ -454,35 +531,43 @@ class Bucket:
             # Not waited for: whoever stops is not to hang with a server that hangs.
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def _read_part(self, key: str, size: int, version: str, start: int, length: int) -> Buffer:
+    def _read_part(self, key: str, size: int, version: ObjectVersion, start: int, length: int) -> _Read:
         if not plain_key(key):
             return self._read_part_boto(key, size, version, start, length)
-        options: Any = {"if_match": version} if version else {}
+        options: Any = {"if_match": version.etag} if version.etag else {}
         if length != size:
             options["range"] = (start, start + length)
         with self._obstore_faults(key):
             try:
                 answer = obstore.get(self._store, key, options=options)
-                found, etag = answer.meta["size"], answer.meta["e_tag"]
-                data = answer.bytes() if found == size else b""
+                meta = answer.meta
+                data = answer.bytes() if meta["size"] == size else b""
             except (obstore_errors.NotFoundError, FileNotFoundError) as error:
                 self._confirm_missing(key, str(error))
-                raise ObjectChanged(key, f"{size} B in version {version}", "nothing") from None
+                raise ObjectChanged(key, f"{size} B in {version}", "nothing") from None
             except obstore_errors.PreconditionError:
-                raise ObjectChanged(key, f"{size} B in version {version}", "another version") from None
-        self._whole(key, version, etag, f"{length} of {size} B", f"{len(data)} of {found} B")
-        return data  # type: ignore[return-value]
+                raise ObjectChanged(key, f"{size} B in {version}", "another version") from None
+            except obstore_errors.GenericError as error:
+                if "status code: 416" in str(error):
+                    raise ObjectChanged(key, f"{size} B in {version}", f"less than {start + length} B") from None
+                raise
+        seen = ObjectVersion(meta["e_tag"] or "", _seconds(meta["last_modified"]), meta["version"] or "")
+        self._demanded(key, version, seen, (length, size), (len(data), meta["size"]))
+        return data, seen  # type: ignore[return-value]
 
-    def _read_part_boto(self, key: str, size: int, version: str, start: int, length: int) -> Buffer:
+    def _read_part_boto(self, key: str, size: int, version: ObjectVersion, start: int, length: int) -> _Read:
         if not size:
             info = self.head(key)
-            if info is None or (info.size, info.version) != (size, version):
-                raise ObjectChanged(key, f"{size} B in version {version}", str(info))
-            return b""
+            if info is None:
+                raise ObjectChanged(key, f"{size} B in {version}", "nothing")
+            seen = ObjectVersion(info.version, info.modified)
+            self._demanded(key, version, seen, (0, 0), (info.size, info.size))
+            return b"", seen
+        condition: Any = {"IfMatch": version.etag} if version.etag else {}
         with self._boto_faults(key):
             try:
                 answer = self.boto.get_object(
-                    Bucket=self.name, Key=key, Range=f"bytes={start}-{start + length - 1}", IfMatch=version
+                    Bucket=self.name, Key=key, Range=f"bytes={start}-{start + length - 1}", **condition
                 )
                 data = answer["Body"].read()
             except ClientError as error:
@@ -490,18 +575,41 @@ class Bucket:
                 if code in ("NoSuchKey", "404", "PreconditionFailed", "412", "InvalidRange", "416"):
                     if code == "404":
                         self._confirm_missing(key, code)
-                    raise ObjectChanged(key, f"{size} B in version {version}", code) from None
+                    raise ObjectChanged(key, f"{size} B in {version}", code) from None
                 raise
-        found = answer.get("ContentRange", "").rpartition("/")[2]
-        self._whole(key, version, answer.get("ETag"), f"{length} of {size} B", f"{len(data)} of {found} B")
-        return data
+        total = answer.get("ContentRange", "").rpartition("/")[2]
+        seen = ObjectVersion(
+            answer.get("ETag", ""), _seconds(answer.get("LastModified")), answer.get("VersionId") or ""
+        )
+        self._demanded(key, version, seen, (length, size), (len(data), int(total) if total.isdecimal() else -1))
+        return data, seen
 
-    def _whole(self, key: str, version: str, etag: str | None, expected: str, found: str) -> None:
-        """Raises ``ObjectChanged`` if the answer is of another version, and the side's fault if it is not whole."""
-        if etag and version and etag.removeprefix("W/") != version.removeprefix("W/"):
-            raise ObjectChanged(key, f"{expected} in version {version}", f"{found} in version {etag}")
-        if found != expected:
+    def _demanded(
+        self, key: str, version: ObjectVersion, seen: ObjectVersion, wanted: tuple[int, int], got: tuple[int, int]
+    ) -> None:
+        """Raises ``ObjectChanged`` if the answer is of another version, and the side's fault if it is not whole.
+
+        ``wanted`` and ``got``: bytes of this answer, and of the object.
+        """
+        expected, found = (f"{length} of {size} B" for length, size in (wanted, got))
+        other = not version.same_object(seen) or (not version.etag and got[1] != wanted[1])
+        # Listed afresh: a store may tell one time when it lists and another when it reads.
+        if other or not (version.same_time(seen) or self._listed_as(key, wanted[1], version)):
+            raise ObjectChanged(key, f"{expected} in {version}", f"{found} in {seen}")
+        if version.etag and not seen.etag:
+            raise self._not_whole(key, f"{expected} in {version}", f"{found} without an ETag")
+        if got != wanted:
             raise self._not_whole(key, expected, found)
+
+    def _listed_as(self, key: str, size: int, version: ObjectVersion) -> bool:
+        """Whether the object is listed in exactly this version now."""
+        entry = next(self.list(key), None)
+        return entry is not None and (entry.key, entry.size, entry.version, entry.modified) == (
+            key,
+            size,
+            version.etag,
+            version.modified,
+        )
 
     def _not_whole(self, key: str, expected: str, found: str) -> SystemFault:
         return self._side(
@@ -708,23 +816,25 @@ class _Part(NamedTuple, Generic[T]):
     item: T
     key: str
     size: int
-    version: str
+    version: ObjectVersion
     start: int
     length: int
     end: int
     """Of what is wanted of the object."""
 
 
-def _parts(wanted: Iterable[tuple[T, str, int, str]], span: tuple[int, int] | None) -> Iterator[_Part[T]]:
+def _parts(wanted: Iterable[tuple[T, str, int, ObjectVersion]], span: tuple[int, int] | None) -> Iterator[_Part[T]]:
     for item, key, size, version in wanted:
         first, end = span or (0, size)
         for start in range(first, end or 1, GET_PART_BYTES):
             yield _Part(item, key, size, version, start, min(GET_PART_BYTES, end - start), end)
 
 
-def _read_all(read: Callable[[str, int, str, int, int], Buffer], batch: list[_Part[T]]) -> list[Buffer | Exception]:
+def _read_all(
+    read: Callable[[str, int, ObjectVersion, int, int], _Read], batch: list[_Part[T]]
+) -> list[_Read | Exception]:
     """One after another, up to the first that fails, which is raised when its turn comes."""
-    done: list[Buffer | Exception] = []
+    done: list[_Read | Exception] = []
     for part in batch:
         try:
             done.append(read(part.key, part.size, part.version, part.start, part.length))

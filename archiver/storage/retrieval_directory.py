@@ -21,6 +21,7 @@ from archiver.datablock.files import check_path
 from archiver.datablock.manifest import ManifestFile
 from archiver.datablock.tar import seconds
 from archiver.errors import ArchiverError, DestinationRefused, TargetDiffers, TargetFault, TargetFull
+from archiver.names import entry_bytes, path_bytes
 from archiver.pids import pid_path
 from archiver.progress import Progress
 from archiver.settings import RetrievalSettings
@@ -96,7 +97,7 @@ class RetrievalDirectory:
         for file in files:
             check_path(file.path)
             with self._faults(file), self._rooted() as root:
-                descriptor = open_beneath(root, os.fsencode(self.path(pid, file.path)), _READ)
+                descriptor = open_beneath(root, path_bytes(self.path(pid, file.path)), _READ)
                 found = os.fstat(descriptor)
                 os.close(descriptor)
             if not stat.S_ISREG(found.st_mode) or found.st_size != file.size:
@@ -109,7 +110,7 @@ class RetrievalDirectory:
             yield Delivered(file.path, self.path(pid, file.path), file.size, file.sha256)
 
     def _below(self, pid: str) -> bytes:
-        return os.fsencode(str(PurePosixPath(self._path) / pid_path(pid)))
+        return path_bytes(str(PurePosixPath(self._path) / pid_path(pid)))
 
     @contextmanager
     def _rooted(self) -> Iterator[int]:
@@ -183,7 +184,7 @@ class _Folders:
     def __init__(self, base: int, left_over: str = "", before: Callable[[], None] = lambda: None) -> None:
         self._base = base
         self._before = before
-        self._left_over = os.fsencode(left_over)
+        self._left_over = path_bytes(left_over)
         self._open: dict[bytes, int] = {}
 
     def make(self, path: bytes) -> int:
@@ -231,7 +232,7 @@ class _Folders:
     def _sweep(self, folder: int) -> None:
         """Remove what another try of the same work left: with its file gone, it cannot publish any more either."""
         with os.scandir(folder) as entries:
-            names = [os.fsencode(entry.name) for entry in entries]
+            names = [entry_bytes(entry) for entry in entries]
         for name in names:
             if name.startswith(self._left_over):
                 with suppress(FileNotFoundError, IsADirectoryError):
@@ -262,7 +263,7 @@ class DirectorySink:
         self.files = self.skipped = 0
         self._target = target
         self._base = base
-        self._prefix = os.fsencode(left_over + own)
+        self._prefix = path_bytes(left_over + own)
         self._progress = progress
         self._together = Together(
             "publish", threads=THREADS, most_bytes=AHEAD_BYTES, most=MOST_FILES, progress=progress
@@ -278,7 +279,7 @@ class DirectorySink:
     def begin(self, file: ManifestFile) -> bool:
         """As ``FileSink``. Raises ``TargetDiffers`` if something else lies there."""
         check_path(file.path)
-        below, _, final = os.fsencode(file.path).rpartition(b"/")
+        below, _, final = path_bytes(file.path).rpartition(b"/")
         self._count += 1
         name = self._prefix + b"%d" % self._count
         try:
@@ -364,7 +365,7 @@ class DirectorySink:
             os.fsync(partial.descriptor)
             partial.close()
             try:
-                publish(Path(os.fsdecode(partial.name)), Path(os.fsdecode(partial.final)), partial.folder)
+                publish(partial.name, partial.final, partial.folder)
             except FileExistsError:
                 # Another retrieval of the same file was faster; or it is not the same.
                 if not self._there(partial.folder, partial.final, file):

@@ -88,8 +88,7 @@ async def dataset(ground: Ground) -> Finding:
         "proposal_id": record.proposal_id,
     }
     fields = {name: value for name, value in known.items() if value}
-    settings = ground.settings.landing
-    place = open_landing(settings.url_template, settings.s3 or ground.settings.s3, fields)
+    place = open_landing(ground.settings.landing, ground.settings.s3, fields)
     return await in_thread(partial(_seen, place, wanted))
 
 

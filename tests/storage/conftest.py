@@ -44,12 +44,12 @@ def bucket(server: S3Settings) -> Bucket:
 class Disk:
     """An ext4 file system in an image file, mounted."""
 
-    def __init__(self, image: Path, folder: Path, size: int) -> None:
+    def __init__(self, image: Path, folder: Path, size: int, *options: str) -> None:
         self.image, self.folder = image, folder
         folder.mkdir()
         with image.open("wb") as file:
             file.truncate(size)
-        run("mkfs.ext4", "-q", "-m", "0", str(image))
+        run("mkfs.ext4", "-q", "-m", "0", *options, str(image))
         self.mount()
 
     def mount(self, *options: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 import socket
@@ -15,7 +16,7 @@ import pytest
 from archiver.datablock.files import PlannedFile, SourceFile, path_key
 from archiver.errors import CatalogueRecordInvalid, HostilePath, SourceChanged, SourceFault
 from archiver.progress import Silent
-from archiver.settings import S3Settings
+from archiver.settings import LandingSettings, S3Settings
 from archiver.storage.landing import Landing, open_landing
 from tests.storage.conftest import new_bucket
 
@@ -42,6 +43,12 @@ NAMES = [
 ]
 
 
+def opened(template: str, fields: dict[str, str], s3: S3Settings | None = None, **settings: object) -> Landing:
+    """The landing zone of that template."""
+    landing = LandingSettings.model_validate({"url_template": template, **settings})
+    return open_landing(landing, s3 or S3Settings(), fields)
+
+
 class Zone:
     """One dataset's folder of a landing zone, as those see it who write there."""
 
@@ -55,8 +62,8 @@ class Zone:
         parts = self.landing.fetch(files, ahead_bytes=2**20, ahead_objects=4)
         return {file.path: b"".join(bytes(chunk) for chunk in chunks) for file, chunks in parts}
 
-    def delete(self, files: Iterable[PlannedFile]) -> int:
-        return self.landing.delete(files, Silent())
+    def delete(self, files: Iterable[PlannedFile], archived: bytes = b"x" * 1000) -> int:
+        return self.landing.delete([(file, hashlib.sha256(archived).hexdigest()) for file in files], Silent())
 
     def left(self) -> list[str]:
         return [file.path for file in self.landing.list()]
@@ -70,19 +77,19 @@ def bucket_zone(s3: S3Settings) -> Zone:
     bucket = new_bucket(s3)
     bucket.put("p/other", b"outside the prefix")
     bucket.put("p/x2/neighbour", b"of a neighbour")
-    landing = open_landing(f"s3://{bucket.name}/{{pid}}/", s3, {"pid": "p/x"})
+    landing = opened(f"s3://{bucket.name}/{{pid}}/", {"pid": "p/x"}, s3)
     return Zone(
         landing, lambda path, data: bucket.put(f"p/x/{path}", data), lambda path: bucket.delete([f"p/x/{path}"])
     )
 
 
-def folder_zone(folder: Path) -> Zone:
+def folder_zone(folder: Path, **settings: object) -> Zone:
     def write(path: str, data: bytes) -> None:
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_bytes(data)
 
     root, pid = folder.parent.parent, f"{folder.parent.name}/{folder.name}"
-    landing = open_landing(f"file://{root}/{{pid}}/", S3Settings(), {"pid": pid})
+    landing = opened(f"file://{root}/{{pid}}/", {"pid": pid}, **settings)
     return Zone(landing, write, lambda path: (folder / path).unlink())
 
 
@@ -173,7 +180,7 @@ def test_p1_hostile_names_are_deleted_by_their_own_bytes(zone: Zone) -> None:
         zone.write(name, b"x")
     files = zone.planned()
     spared = {"e\u0301", "case", "a/b"}
-    assert zone.delete(file for file in files if file.path not in spared) == len(files) - 3
+    assert zone.delete((file for file in files if file.path not in spared), b"x") == len(files) - 3
     assert set(zone.left()) == spared
 
 
@@ -411,17 +418,17 @@ def test_folders_deeper_than_a_path_can_say_are_a_content_error(folder: Path, de
 
 
 def test_the_version_of_a_file_is_the_same_on_every_host(folder: Path) -> None:
-    # The number of the device is a host's own: a plan made on one is packed on another.
+    # Device and inode may be numbers of one host or one mount: a plan made on one is packed on another.
     (folder / "a").write_bytes(b"x")
     found = (folder / "a").stat()
     [file] = folder_zone(folder).landing.list()
-    assert file.version == f"{found.st_ino}:{found.st_mtime_ns}:{found.st_ctime_ns}:1"
+    assert file.version == f"{found.st_mtime_ns}:{found.st_ctime_ns}:1"
 
 
 def test_an_unmounted_landing_zone_is_the_sources_fault_and_no_missing_files(tmp_path: Path) -> None:
     (tmp_path / "mount").mkdir()
     for base in ("mount", "not there"):
-        landing = open_landing(f"file://{tmp_path}/{base}/{{pid}}", S3Settings(), {"pid": "p/x"})
+        landing = opened(f"file://{tmp_path}/{base}/{{pid}}", {"pid": "p/x"})
         with pytest.raises(SourceFault) as caught:
             list(landing.list())
         assert caught.value.retryable
@@ -436,21 +443,21 @@ def test_a_source_folder_is_found_below_what_the_template_says(
     folder: Path, tmp_path: Path, template: str, source_folder: str
 ) -> None:
     (folder / "a").write_bytes(b"x")
-    landing = open_landing(template.format(root=tmp_path), S3Settings(), {"pid": "x", "source_folder": source_folder})
+    landing = opened(template.format(root=tmp_path), {"pid": "x", "source_folder": source_folder})
     assert [file.path for file in landing.list()] == ["a"]
 
 
 @pytest.mark.parametrize("source_folder", ["/../outside", "/p/../../outside", "/..", "/p/x\0"])
 def test_a_source_folder_that_climbs_is_refused(folder: Path, tmp_path: Path, source_folder: str) -> None:
     with pytest.raises(CatalogueRecordInvalid, match="no folder that may be read"):
-        open_landing(f"file://{tmp_path}/data{{source_folder}}", S3Settings(), {"source_folder": source_folder})
+        opened(f"file://{tmp_path}/data{{source_folder}}", {"source_folder": source_folder})
 
 
 def test_a_source_folder_does_not_lengthen_the_templates_own_folder(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "data2").mkdir()
     (tmp_path / "data2" / "secret").write_bytes(SECRET)
     with pytest.raises(CatalogueRecordInvalid, match="cannot be named"):
-        open_landing(f"file://{tmp_path}/data{{source_folder}}", S3Settings(), {"source_folder": "2"})
+        opened(f"file://{tmp_path}/data{{source_folder}}", {"source_folder": "2"})
 
 
 @pytest.mark.parametrize("link", ["p", "p/x"])
@@ -460,7 +467,7 @@ def test_not_a_byte_comes_through_a_link_in_the_source_folder(folder: Path, tmp_
     at.symlink_to(tmp_path / ("data/p" if link == "p" else "outside"))
     for end in ("", "/"):
         where = f"file://{tmp_path}/data{{source_folder}}{end}"
-        landing = open_landing(where, S3Settings(), {"source_folder": "/users/p/x"})
+        landing = opened(where, {"source_folder": "/users/p/x"})
         with pytest.raises(HostilePath, match="symbolic link"):
             list(landing.list())
 
@@ -468,13 +475,13 @@ def test_not_a_byte_comes_through_a_link_in_the_source_folder(folder: Path, tmp_
 def test_links_of_the_operator_before_the_first_field_are_followed(folder: Path, tmp_path: Path) -> None:
     (folder / "a").write_bytes(b"x")
     (tmp_path / "link").symlink_to(tmp_path / "data")
-    landing = open_landing(f"file://{tmp_path}/link/{{pid}}", S3Settings(), {"pid": "p/x"})
+    landing = opened(f"file://{tmp_path}/link/{{pid}}", {"pid": "p/x"})
     assert [file.path for file in landing.list()] == ["a"]
 
 
 def test_a_source_folder_that_is_a_file_is_a_content_error(folder: Path, tmp_path: Path) -> None:
     (folder / "a").write_bytes(b"x")
-    landing = open_landing(f"file://{tmp_path}/data{{source_folder}}", S3Settings(), {"source_folder": "/p/x/a"})
+    landing = opened(f"file://{tmp_path}/data{{source_folder}}", {"source_folder": "/p/x/a"})
     with pytest.raises(CatalogueRecordInvalid):
         list(landing.list())
 
@@ -482,7 +489,7 @@ def test_a_source_folder_that_is_a_file_is_a_content_error(folder: Path, tmp_pat
 @pytest.mark.parametrize("template", ["s3://landing/{owner_group}/{pid}/", "file:///data/{owner_group}/{pid}"])
 def test_a_record_without_a_field_of_the_template_is_a_content_error(template: str) -> None:
     with pytest.raises(CatalogueRecordInvalid, match="cannot be named") as caught:
-        open_landing(template, S3Settings(), {"pid": "p/x"})
+        opened(template, {"pid": "p/x"})
     assert "owner_group" in str(caught.value.expected)
 
 

@@ -14,7 +14,7 @@ from pydantic import AnyHttpUrl, SecretStr
 from archiver.errors import SourceFault, StagingFault, Stopped
 from archiver.settings import S3Settings
 from archiver.storage import objects
-from archiver.storage.objects import GET_PART_BYTES, PUT_PART_BYTES, Bucket, ObjectChanged, ObjectInfo
+from archiver.storage.objects import GET_PART_BYTES, PUT_PART_BYTES, Bucket, ObjectChanged, ObjectInfo, ObjectVersion
 from cli.servers import free_port
 from tests.pipeline.faulty_s3 import FaultyS3, S3Fault
 from tests.storage.conftest import new_bucket
@@ -107,7 +107,9 @@ def exact(bucket: Bucket, key: str) -> None:
     assert bucket.get(key) == data
     assert read(bucket, info) == data
     with pytest.raises(ObjectChanged):
-        list(next(bucket.read_many([(0, key, len(data), '"other"')], ahead_bytes=1, ahead_requests=1))[1])
+        list(
+            next(bucket.read_many([(0, key, len(data), ObjectVersion('"other"'))], ahead_bytes=1, ahead_requests=1))[1]
+        )
     bucket.delete([key])
     assert bucket.head(key) is None
     assert list(bucket.list("")) == []
@@ -175,7 +177,9 @@ def test_many_objects_are_read_in_the_order_asked_for(bucket: Bucket) -> None:
     there = {f"k{n}": os.urandom(size) for n, size in enumerate(sizes)}
     for key, data in there.items():
         bucket.put(key, data)
-    wanted = [(entry.key, entry.key, entry.size, entry.version) for entry in reversed(list(bucket.list("")))]
+    wanted = [
+        (entry.key, entry.key, entry.size, ObjectVersion(entry.version)) for entry in reversed(list(bucket.list("")))
+    ]
     got = [
         (key, b"".join(bytes(chunk) for chunk in chunks))
         for key, chunks in bucket.read_many(wanted, ahead_bytes=4 * GET_PART_BYTES, ahead_requests=4)
@@ -188,10 +192,10 @@ def test_p10_no_more_is_fetched_ahead_than_was_allowed(
     bucket: Bucket, ahead_bytes: int, ahead_requests: int, most: int
 ) -> None:
     bucket.put("k", bytes(1000))
-    version = next(bucket.list("")).version
+    version = ObjectVersion(next(bucket.list("")).version)
     asked = done = 0
 
-    def wanted() -> Iterator[tuple[None, str, int, str]]:
+    def wanted() -> Iterator[tuple[None, str, int, ObjectVersion]]:
         nonlocal asked
         while asked < 30:
             asked += 1
@@ -230,7 +234,9 @@ def test_only_the_version_that_was_seen_is_read(
     assert info is not None
     change(bucket, key)
     with pytest.raises(ObjectChanged):
-        list(next(bucket.read_many([(None, key, 1000, info.version)], ahead_bytes=1, ahead_requests=1))[1])
+        list(
+            next(bucket.read_many([(None, key, 1000, ObjectVersion(info.version))], ahead_bytes=1, ahead_requests=1))[1]
+        )
     with pytest.raises(StagingFault, match="is not what it was"):
         read(bucket, info)
 
@@ -242,7 +248,9 @@ def test_an_object_of_another_size_than_was_said_is_not_read(bucket: Bucket, key
     info = bucket.head(key)
     assert info is not None
     with pytest.raises((ObjectChanged, StagingFault)):
-        list(next(bucket.read_many([(None, key, said, info.version)], ahead_bytes=1, ahead_requests=1))[1])
+        list(
+            next(bucket.read_many([(None, key, said, ObjectVersion(info.version))], ahead_bytes=1, ahead_requests=1))[1]
+        )
 
 
 def test_thousands_are_deleted_and_what_is_gone_is_no_error(s3: S3Settings) -> None:
@@ -278,9 +286,11 @@ CALLS: dict[str, Callable[[Bucket], object]] = {
     "put hostile": lambda bucket: bucket.put("d//k", b""),
     "put_stream": lambda bucket: bucket.put_stream("k", iter([bytes(PUT_PART_BYTES + 1)])),
     "stream": lambda bucket: list(bucket.stream("k", size=10, version='"v"')),
-    "read_many": lambda bucket: list(next(bucket.read_many([(0, "k", 9, "v")], ahead_bytes=9, ahead_requests=1))[1]),
+    "read_many": lambda bucket: list(
+        next(bucket.read_many([(0, "k", 9, ObjectVersion("v"))], ahead_bytes=9, ahead_requests=1))[1]
+    ),
     "read_many hostile": lambda bucket: list(
-        next(bucket.read_many([(0, "d//k", 9, "v")], ahead_bytes=9, ahead_requests=1))[1]
+        next(bucket.read_many([(0, "d//k", 9, ObjectVersion("v"))], ahead_bytes=9, ahead_requests=1))[1]
     ),
     "delete": lambda bucket: bucket.delete(["k"]),
     "abort_uploads": lambda bucket: bucket.abort_uploads(""),

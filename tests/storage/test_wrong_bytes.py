@@ -13,7 +13,7 @@ import pytest
 from archiver.datablock.files import PlannedFile, read_lines
 from archiver.datablock.pack import pack
 from archiver.datablock.plan import make_plan
-from archiver.errors import ArchiverError, ChecksumDiffers, IntegrityMismatch, SourceFault, StagingFault
+from archiver.errors import ArchiverError, ChecksumDiffers, IntegrityMismatch, SourceChanged, SourceFault, StagingFault
 from archiver.progress import Silent
 from archiver.settings import S3Settings
 from archiver.storage import objects
@@ -247,13 +247,14 @@ def test_p4_a_source_file_is_packed_as_the_catalogue_says_or_not_at_all(
 
     right = packed(honest)
     through = Bucket(honest.name, wrong.s3, SourceFault)
-    wrong.do(spoil, gets, times)
+    wrong.do(spoil, lambda asked: gets(asked) and "list-type" not in asked.path, times)
     got: list[bytes] = []
     error = error_of(lambda: got.append(packed(through)))
     if error is None:
         assert (got, times) == ([right], 1)
     else:
-        assert isinstance(error, ChecksumDiffers if spoil == "flip" else SourceFault)
+        # Fresh files are read twice: a single flip is seen there, before the checksum is compared.
+        assert isinstance(error, (ChecksumDiffers, SourceChanged) if spoil == "flip" else SourceFault)
     assert wrong.done > 0
     wrong.do("", times=0)
     assert packed(through) == right
