@@ -1,4 +1,4 @@
-"""Exit codes of errors (shared/front-door.md)."""
+"""Exit codes of errors."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from archiver.errors import (
     SettingsInvalid,
     SystemFault,
     UnknownDataset,
+    UnknownJob,
 )
 
 FAILED, USAGE, PARTLY, CONTENT, NOT_FOUND, REFUSED, UNREACHABLE, MISMATCH = 1, 2, 3, 4, 5, 6, 7, 8
@@ -26,6 +27,7 @@ def exit_code(error: ArchiverError) -> int:
         (SettingsInvalid, USAGE),
         (NotFound, NOT_FOUND),
         (UnknownDataset, NOT_FOUND),
+        (UnknownJob, NOT_FOUND),
         (NoBag, NOT_FOUND),
         (Refused, REFUSED),
         (ContentError, CONTENT),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 from uuid import UUID
 
@@ -13,53 +13,104 @@ from temporalio.exceptions import ApplicationError, FailureError, TemporalError,
 from activities.connection import answering
 from activities.starting import job_workflow_id, start_job
 from archiver import model as m
+from archiver.catalogue.admission import refuse_foreign_type
 from archiver.catalogue.client import SciCat
-from archiver.errors import SettingsInvalid, UnknownDataset, UnknownJob
+from archiver.catalogue.payloads import DATASETS_PER_JOB
+from archiver.errors import CatalogueFault, SettingsInvalid, UnknownDataset
 from archiver.settings import Settings
+from archiver.text import name
 from cli import exits
+from cli.pid_list import named
 
 LOOK_SECONDS = 0.3
+LOOKS_AT_ONCE = 10
+"""Datasets that are looked up side by side before jobs are made of them."""
 
 Say = Callable[[str], None]
 
 
-async def submit(
-    settings: Settings, pids: list[str], *, retrieve: bool = False, files: list[str] | None = None, to: str = ""
-) -> str:
-    """Create the SciCat job as a user would; returns its id. Raises ``UnknownDataset`` before anything is made.
+async def owner_groups(settings: Settings, pids: list[str], say: Say) -> dict[str, str]:
+    """The owner group of each dataset, empty where it has none.
 
-    ``retrieve``: one that brings the datasets back, or of each these ``files``, as links or ``to`` a destination of the settings.
+    Raises ``UnknownDataset`` with the names of those that SciCat does not know, after telling each of them.
     """
+    slots = asyncio.Semaphore(LOOKS_AT_ONCE)
     async with SciCat(settings.scicat) as scicat:
-        groups = set()
-        for pid in pids:
-            dataset = await scicat.dataset(pid)
-            if dataset is None:
-                raise UnknownDataset(
-                    f"SciCat knows no dataset {pid}",
-                    expected="a pid that our account may read",
-                    found="none",
-                    dataset=pid,
+
+        async def one(pid: str) -> str | None:
+            async with slots:
+                dataset = await scicat.dataset(pid)
+            return None if dataset is None else dataset.owner_group or ""
+
+        found = dict(zip(pids, await asyncio.gather(*map(one, pids)), strict=True))
+    unknown = [pid for pid, group in found.items() if group is None]
+    if not unknown:
+        return {pid: group or "" for pid, group in found.items()}
+    if len(unknown) > 1:
+        for pid in unknown:
+            say(f"{name(pid)}: SciCat knows no such dataset")
+    raise UnknownDataset(
+        f"SciCat knows no dataset {name(unknown[0])}"
+        if len(unknown) == 1
+        else f"SciCat knows {len(unknown)} of these {len(pids)} datasets not",
+        expected="pids that our account may read",
+        found="none" if len(pids) == 1 else named(unknown),
+        next_step="correct the pids, or see docs/scicat.md for the rights of the account; no job was made",
+    )
+
+
+async def submit(
+    settings: Settings,
+    pids: list[str],
+    say: Say,
+    *,
+    retrieve: bool = False,
+    files: list[str] | None = None,
+    to: str = "",
+) -> AsyncIterator[str]:
+    """Create SciCat jobs for these datasets as a user would, at most ``DATASETS_PER_JOB`` in each; yields their ids.
+
+    ``retrieve``: jobs that bring the datasets back, or of each these ``files``, as links or ``to`` a destination of the settings.
+    Raises ``UnknownDataset`` before anything is made; ``CatalogueFault`` saying which datasets have no job.
+    """
+    groups = await owner_groups(settings, pids, say)
+    archive, made = settings.archive, 0
+    parts = [pids[start : start + DATASETS_PER_JOB] for start in range(0, len(pids), DATASETS_PER_JOB)]
+    if len(parts) > 1:
+        say(f"{len(pids)} datasets make {len(parts)} jobs: SciCat takes at most {DATASETS_PER_JOB} datasets in one")
+    async with SciCat(settings.scicat) as scicat:
+        for part in parts:
+            try:
+                job = await scicat.create_job(
+                    archive.retrieve_job_type if retrieve else archive.job_type,
+                    part,
+                    owner_group=min((group for pid in part if (group := groups[pid])), default=None),
+                    files=files,
+                    to=to,
                 )
-            groups.add(dataset.owner_group)
-        archive = settings.archive
-        job = await scicat.create_job(
-            archive.retrieve_job_type if retrieve else archive.job_type,
-            pids,
-            owner_group=min(g for g in groups if g) if any(groups) else None,
-            files=files,
-            to=to,
-        )
-        return job.id
+            except CatalogueFault as fault:
+                if made == 0:
+                    raise
+                left = len(pids) - made
+                raise CatalogueFault(
+                    f"{made} of {len(pids)} datasets have jobs, {left} have none, from {name(part[0])} on: {fault.what}",
+                    expected=fault.expected,
+                    found=fault.found,
+                    next_step="the same command again is harmless: what is done or in work is not done twice",
+                    retryable=fault.retryable,
+                ) from None
+            made += len(part)
+            yield job.id
 
 
 async def is_retrieval(settings: Settings, job_id: str) -> bool:
-    """Whether SciCat has the job with the type that brings data back. One that it does not know is its workflow's to tell."""
+    """Whether SciCat has the job with the type that brings data back. Raises ``UnknownJob``, ``ForeignJob``."""
     async with SciCat(settings.scicat) as scicat:
-        try:
-            return (await scicat.job(job_id, lists=False)).type == settings.archive.retrieve_job_type
-        except UnknownJob:
-            return False
+        job = await scicat.job(job_id, lists=False)
+    retrieval = job.type == settings.archive.retrieve_job_type
+    if not retrieval:
+        refuse_foreign_type(job, settings.archive)
+    return retrieval
 
 
 async def start(

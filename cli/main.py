@@ -212,45 +212,63 @@ def dev(
     system.run()
 
 
+FROM = "Take pids from this file too, one a line (-: standard input); blank lines and # comments are skipped."
+
+
 @app.command()
 def archive(
-    pids: Annotated[list[str], typer.Argument(help="Datasets to archive.", metavar="PID...")],
-    wait: Annotated[bool, typer.Option("--wait", help="Follow the job to its end.")] = False,
+    pids: Annotated[list[str] | None, typer.Argument(help="Datasets to archive.", metavar="PID...")] = None,
+    source: Annotated[str | None, typer.Option("--from", metavar="FILE", help=FROM)] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Follow the jobs to their end.")] = False,
 ) -> None:
-    """Create the SciCat job for these datasets, as a user would, and start it."""
-    from activities.connection import connect
-    from cli import jobs
+    """Create the SciCat job for these datasets, as a user would, and start it; of more than 100 datasets, several jobs."""
+    from cli.pid_list import wanted
 
-    async def run() -> int:
-        settings = options.settings()
-        client = await connect(settings)
-        job_id = await jobs.submit(settings, pids)
-        # SciCat's webhook may have started it by now.
-        return await _started(client, job_id, None, wait, again=False)
-
-    raise typer.Exit(asyncio.run(run()))
+    _submit(wanted(pids or [], source, options.say), wait)
 
 
 @app.command()
 def retrieve(
-    pid: Annotated[str, typer.Argument(help="Dataset to bring back.", metavar="PID")],
+    pids: Annotated[list[str] | None, typer.Argument(help="Datasets to bring back.", metavar="PID...")] = None,
+    source: Annotated[str | None, typer.Option("--from", metavar="FILE", help=FROM)] = None,
     files: Annotated[
-        list[str] | None, typer.Argument(help="Only these files, as SciCat lists them.", metavar="[FILE...]")
+        list[str] | None,
+        typer.Option("--file", metavar="PATH", help="Only this file, as SciCat lists it; may be repeated; of one PID."),
     ] = None,
     to: Annotated[
         str, typer.Option("--to", help="A directory below retrieval.roots, or a destination of the settings.")
     ] = "",
-    wait: Annotated[bool, typer.Option("--wait", help="Follow the job to its end.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Follow the jobs to their end.")] = False,
 ) -> None:
-    """Create the SciCat job that brings a dataset back, or single files of it, as a user would, and start it."""
+    """Create the SciCat job that brings datasets back, or single files of one, as a user would, and start it."""
+    from archiver.errors import SettingsInvalid
+    from cli.pid_list import wanted
+
+    found = wanted(pids or [], source, options.say)
+    if files and len(found) > 1:
+        raise SettingsInvalid(
+            "--file names files of one dataset",
+            expected="one PID",
+            found=f"{len(found)}",
+            next_step="ask for the files of each dataset by a command of its own",
+        )
+    _submit(found, wait, retrieve=True, files=files, to=to)
+
+
+def _submit(
+    pids: list[str], wait: bool, *, retrieve: bool = False, files: list[str] | None = None, to: str = ""
+) -> None:
+    """Make the jobs, start each, and with ``wait`` follow all of them."""
     from activities.connection import connect
     from cli import jobs
 
     async def run() -> int:
         settings = options.settings()
         client = await connect(settings)
-        job_id = await jobs.submit(settings, [pid], retrieve=True, files=files, to=to)
-        return await _started(client, job_id, None, wait, again=False, retrieve=True)
+        made = jobs.submit(settings, pids, options.say, retrieve=retrieve, files=files, to=to)
+        # SciCat's webhook may have started it by now.
+        handles = [await jobs.start(client, job, None, again=False, retrieve=retrieve) async for job in made]
+        return await _started(handles, wait)
 
     raise typer.Exit(asyncio.run(run()))
 
@@ -311,27 +329,38 @@ def start(
         jobs.check_job_id(job)
         settings = options.settings()
         client = await connect(settings)
-        return await _started(client, job, pids, wait, retrieve=await jobs.is_retrieval(settings, job))
+        retrieve = await jobs.is_retrieval(settings, job)
+        return await _started([await jobs.start(client, job, pids, retrieve=retrieve)], wait)
 
     raise typer.Exit(asyncio.run(run()))
 
 
-async def _started(
-    client: Any, job_id: str, pids: list[str] | None, wait: bool, *, again: bool = True, retrieve: bool = False
-) -> int:
-    from cli import jobs
+async def _started(handles: list[Any], wait: bool) -> int:
+    """Tell that these jobs were started, or with ``wait`` how each ended; the exit code of all."""
+    from cli import exits, jobs
+    from cli.refs import name_of
 
-    handle = await jobs.start(client, job_id, pids, again=again, retrieve=retrieve)
     if not wait:
-        options.out(f"started {handle.id}", job=job_id, workflow=handle.id)
+        told = [{"job": name_of(handle.id), "workflow": handle.id} for handle in handles]
+        options.out("\n".join(f"started {handle.id}" for handle in handles), jobs=told, **told[0])
         return 0
-    options.say(f"started {handle.id}")
-    result, problem = await jobs.finish(handle, options.say)
-    if result is None:
-        options.out(f"{job_id}  FAILED  {problem}", job=job_id, workflow=handle.id, problem=problem)
-    else:
-        options.out(f"{job_id}  {result.status_code}  {result.message}", **result.model_dump(), workflow=handle.id)
-    return jobs.code_of(result)
+
+    async def one(handle: Any) -> tuple[str, dict[str, Any], int]:
+        job_id, say = name_of(handle.id), options.say
+        say(f"started {handle.id}")
+        mark = f"{job_id}  " if len(handles) > 1 else ""
+        result, problem = await jobs.finish(handle, lambda line: say(mark + line))
+        if result is None:
+            data = {"job": job_id, "workflow": handle.id, "problem": problem}
+            return f"{job_id}  FAILED  {problem}", data, jobs.code_of(result)
+        data = {**result.model_dump(), "job": job_id, "workflow": handle.id}
+        return f"{job_id}  {result.status_code}  {result.message}", data, jobs.code_of(result)
+
+    ended = await asyncio.gather(*map(one, handles))
+    told = [data for _, data, _ in ended]
+    options.out("\n".join(text for text, _, _ in ended), jobs=told, **told[0])
+    codes = {code for _, _, code in ended}
+    return codes.pop() if len(codes) == 1 else exits.PARTLY
 
 
 @app.command()

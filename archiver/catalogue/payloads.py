@@ -26,6 +26,8 @@ RETRIEVED = "datasetRetrieved"
 NOT_RETRIEVED = "datasetRetrievalFailed"
 IN_PROGRESS = "inProgress"
 MAX_TEXT = 1000
+DATASETS_PER_JOB = 100
+"""SciCat refuses a job of more datasets when it is created: 422, in 4.27 400, whoever asks."""
 MAX_RESULT_BYTES = 100_000
 """Of the outcomes in a job's result object: SciCat's web UI shows it as it is."""
 SIGNED = ("result", "downloadScript", "validUntil")

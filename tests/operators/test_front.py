@@ -82,6 +82,7 @@ async def bare(system: System) -> Path:
         return True
 
     await until(there, "the namespace answers")
+    system.standin.store.insert("jobs", JOB, {"id": JOB, "_id": JOB, "type": "archive", "jobParams": {}})
     for job in (JOB, ENDED):
         await client.start_workflow(
             "ArchiveJob", m.ArchiveJobRequest(job_id=job), id=f"archive-job/{job}", task_queue="archiver"
