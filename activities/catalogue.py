@@ -26,6 +26,7 @@ from archiver.pids import pid_path
 from archiver.settings import Settings
 from archiver.storage.objects import Bucket
 from archiver.storage.staging import StagingKeys, archive_id
+from archiver.text import name, one_line
 
 FILES_PER_RUN = 20_000
 """Files of one sorted run in staging: what is held in memory while origdatablocks are read (P10)."""
@@ -36,6 +37,8 @@ PASSING = frozenset({"datasetlifecycle", "updatedAt", "updatedBy", "history"})
 FINISHED_WELL = "finishedSuccessful"
 MAX_WHO, MAX_REASON = 100, 300
 """Characters of who stopped a job, and why, in the sentence that its users get."""
+MAX_PID, NAMED = 80, 5
+"""Characters of a pid, and pids, that a job's message names."""
 
 
 class CatalogueActivities:
@@ -361,7 +364,7 @@ def verdict(request: m.FinishJobRequest, done: str = "archived") -> tuple[str, s
     """Status code and the one sentence that users get, on one line (contract 1.4, 9.3). ``done``: what was to be done."""
     counts, total = request.counts, request.total
     if request.problem is not None:
-        return "finishedUnsuccessful", _line(f"Nothing was {done}: {request.problem.message}", payloads.MAX_TEXT)
+        return "finishedUnsuccessful", one_line(f"Nothing was {done}: {request.problem.message}", payloads.MAX_TEXT)
     parts = [
         f"{number} {name}"
         for number, name in (
@@ -377,16 +380,24 @@ def verdict(request: m.FinishJobRequest, done: str = "archived") -> tuple[str, s
     said = f"{total} dataset{'s' if total != 1 else ''}: {', '.join(parts) or 'none begun'}"
     if request.stopped is not None:
         # What people wrote is cut, never what became of the datasets.
-        who = _line(request.stopped.who, MAX_WHO) or "somebody"
-        why = _line(request.stopped.reason, MAX_REASON) or "no reason given"
+        who = one_line(request.stopped.who, MAX_WHO) or "somebody"
+        why = one_line(request.stopped.reason, MAX_REASON) or "no reason given"
         return "finishedUnsuccessful", f"Stopped by {who} ({why}): {said}."
     if counts.good == total:
         return FINISHED_WELL, f"{said}."
-    first = next((o.message for o in request.outcomes if o.outcome not in m.GOOD), "")
-    told = _line(f"{said}; first: {first}" if first else f"{said}.", payloads.MAX_TEXT)
-    return "finishedUnsuccessful" if counts.system_errors == total else "finishedWithDatasetErrors", told
+    failed = [one for one in request.outcomes if one.outcome not in m.GOOD]
+    told = f"{said}{_which(failed, counts.total - counts.good, done)}."
+    if failed and failed[0].message:
+        pid, why = failed[0].pid, failed[0].message
+        told = f"{told[:-1]}; first: " + (why if total == 1 or pid in why else f"{name(pid, MAX_PID)}: {why}")
+    code = "finishedUnsuccessful" if counts.system_errors == total else "finishedWithDatasetErrors"
+    return code, one_line(told, payloads.MAX_TEXT)
 
 
-def _line(text: str, limit: int) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= limit else line[: limit - 1] + "…"
+def _which(failed: list[m.DatasetOutcome], count: int, done: str) -> str:
+    """The names of those that failed, where there are several: SciCat shows its users no other list of them."""
+    if count < 2 or not failed:
+        return ""
+    shown = ", ".join(name(one.pid, MAX_PID) for one in failed[:NAMED])
+    more = count - min(NAMED, len(failed))
+    return f"; not {done}: {shown}" + (f" and {more} more" if more else "")

@@ -104,7 +104,7 @@ class RetrieveCatalogue:
         A job that ended well before and is run again is told anew only if it asks for data: its old links may be dead.
         """
         code, message = verdict(request, "retrieved")
-        result = payloads.job_result(message, request)
+        result = payloads.job_result(message, request, links=bool(request.counts.retrieved))
         with until_told():
             if request.counts.retrieved:
                 async with beating("making links"):
@@ -117,9 +117,8 @@ class RetrieveCatalogue:
         settings, target, to = self._settings.retrieval, self._target, request.destination
         if to.kind == "directory":
             there = [(one.pid, one.size_bytes) for one in request.outcomes if one.outcome == "retrieved"]
-            return places(
-                there, lambda pid: str(PurePosixPath(to.root) / to.path / pid_path(pid)), max_listed=settings.max_listed
-            )
+            above = PurePosixPath(to.root) / to.path
+            return places(there, lambda pid: str(above / pid_path(pid)), above=str(above), room=payloads.ROOM_FOR_LINKS)
         admitted = await self._admitted(request.job_id, request.pids)
         bad = {one.pid for one in request.outcomes if one.outcome not in m.GOOD}
         retrieved = {one.pid for one in request.outcomes if one.outcome == "retrieved"}
@@ -134,7 +133,7 @@ class RetrieveCatalogue:
             put=target.bucket.put_stream,
             at=f"{target.dataset(wanted[0].pid)}{TOLD}jobs/{request.job_id}/" if wanted else "",
             life_seconds=settings.url_life_seconds,
-            max_listed=settings.max_listed,
+            room=payloads.ROOM_FOR_LINKS,
             run=str(activity.info().workflow_run_id),
         )
 

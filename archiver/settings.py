@@ -248,8 +248,6 @@ class RetrievalSettings(Section):
     """How long links work; S3 allows no more than 7 days, which SciCat's mails promise."""
     unknown_files: Literal["refuse", "deliver"] = "refuse"
     """Names in a job's ``files`` that the dataset does not have: nothing of the dataset is delivered, or the others are."""
-    max_listed: int = Field(100, ge=1, le=1000)
-    """Links in a job's result object, which SciCat shows as it is; of more, it holds one link to a list and one to the script."""
 
     _size = field_validator("quota", mode="before")(parse_size)
 

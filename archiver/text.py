@@ -11,7 +11,7 @@ NEXT = "; next: "
 MAX_NAME = 200
 """Characters of a name in a message."""
 MAX_KEYWORD = 200
-"""Characters of a search attribute, and of a summary: a Temporal server on SQL keeps no more than 255, and 200 bytes of summary."""
+"""Characters of a search attribute, and of a summary: a Temporal server on SQL keeps no more than 255, 200 bytes of summary."""
 
 
 def cut(text: str, limit: int) -> str:

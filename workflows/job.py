@@ -23,6 +23,7 @@ from temporalio.workflow import ParentClosePolicy
 with workflow.unsafe.imports_passed_through():
     from archiver import model as m
     from archiver.pids import workflow_id
+    from archiver.text import cut
 
 from workflows import priority, steps
 from workflows.dataset import ArchiveDataset
@@ -171,13 +172,10 @@ class DatasetsJob:
 
     def note(self, outcome: m.DatasetOutcome) -> None:
         """Count an outcome and keep it, failures before successes, at most ``MAX_OUTCOMES``."""
-        short = outcome.model_copy(update={"message": outcome.message[: m.MAX_OUTCOME_MESSAGE]})
+        short = outcome.model_copy(update={"message": cut(outcome.message, m.MAX_OUTCOME_MESSAGE)})
         if short.error is not None:
-            short = short.model_copy(
-                update={
-                    "error": short.error.model_copy(update={"message": short.error.message[: m.MAX_OUTCOME_MESSAGE]})
-                }
-            )
+            told = cut(short.error.message, m.MAX_OUTCOME_MESSAGE)
+            short = short.model_copy(update={"error": short.error.model_copy(update={"message": told})})
         outcomes = [*self.state.outcomes, short]
         if len(outcomes) > m.MAX_OUTCOMES:
             good = next((i for i, kept in enumerate(outcomes) if kept.outcome in m.GOOD), -1)

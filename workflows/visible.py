@@ -13,7 +13,10 @@ with workflow.unsafe.imports_passed_through():
     from pydantic import ValidationError
 
     from archiver import model as m
+    from archiver.text import cut
 
+MAX_MESSAGE = 1500
+"""Characters of a failure's message that are handed on."""
 M = TypeVar("M", bound=m.Wire)
 
 JOB_ID = SearchAttributeKey.for_keyword("ScicatJobId")
@@ -93,7 +96,7 @@ def explain(error: BaseException) -> m.ErrorInfo:
         text = f"step {where or '?'} gave no sign of life in time ({cause.message}); next: see that its worker runs"
         return m.ErrorInfo(type="Timeout", kind="system", message=text, where=where)
     message = cause.message if isinstance(cause, FailureError) else str(cause)
-    return m.ErrorInfo(type=type(cause).__name__, kind="system", message=message[:1500], where=where)
+    return m.ErrorInfo(type=type(cause).__name__, kind="system", message=cut(message, MAX_MESSAGE), where=where)
 
 
 def as_failure(info: m.ErrorInfo) -> ApplicationError:

@@ -17,19 +17,27 @@ from archiver.datablock.manifest import ManifestFile
 from archiver.datablock.record import DatablockRecord
 from archiver.datablock.tar import seconds
 from archiver.retrieval import wire as w
+from archiver.text import cut
 
 STARTED = "started"
 ARCHIVED = "datasetOnArchiveDisk"
 FAILED = "scheduleArchiveJobFailed"
 CONTENT = "missingFilesError"
 RETRIEVED = "datasetRetrieved"
-NOT_RETRIEVED = "datasetRetrievalFailed"
+NOT_RETRIEVED = "scheduleRetrieveJobFailed"
+"""The one failure of a retrieval that SciCat's web UI shows as such."""
+NOTHING_RETRIEVED = ""
 IN_PROGRESS = "inProgress"
 MAX_TEXT = 1000
 DATASETS_PER_JOB = 100
 """SciCat refuses a job of more datasets when it is created: 422, in 4.27 400, whoever asks."""
-MAX_RESULT_BYTES = 100_000
-"""Of the outcomes in a job's result object: SciCat's web UI shows it as it is."""
+MAX_RESULT_BYTES = 4000
+"""Of a job's result object as JSON: SciCat's web UI prints it as it is in its table of jobs."""
+ROOM_FOR_LINKS = 2400
+"""Bytes of it that are kept for the links of a retrieve job."""
+MAX_SUMMARY_BYTES = 700
+MAX_OUTCOME_BYTES = 600
+MAX_STOP_BYTES = 150
 SIGNED = ("result", "downloadScript", "validUntil")
 """What holds links. Each try signs them anew: of one and the same ``run`` of a job they are not compared, or users would get
 a mail for each try."""
@@ -53,39 +61,45 @@ def create_job(
 
 def job_update(code: str, message: str, result: Payload | None = None) -> Payload:
     """``UpdateJobDto``; the result object replaces the old one."""
-    payload: Payload = {"statusCode": code, "statusMessage": message[:MAX_TEXT]}
+    payload: Payload = {"statusCode": code, "statusMessage": cut(message, MAX_TEXT)}
     if result is not None:
         payload["jobResultObject"] = result
     return payload
 
 
-def job_result(message: str, request: m.FinishJobRequest) -> Payload:
-    """The job's result object: a human ``summary`` first, then counts, then each dataset's outcome, failures first, bounded."""
+def job_result(message: str, request: m.FinishJobRequest, *, links: bool = False) -> Payload:
+    """The job's result object: a human ``summary`` first, then counts, then outcomes of datasets, failures first.
+
+    Below ``MAX_RESULT_BYTES``; with ``links``, so much below it that links find room. What is not shown is counted.
+    """
     counts, stopped = request.counts, request.stopped
-    outcomes = sorted(request.outcomes, key=lambda outcome: outcome.outcome in m.GOOD)
-    shown: list[Payload] = []
-    room = MAX_RESULT_BYTES
-    for outcome in outcomes[: m.MAX_OUTCOMES]:
-        entry = _outcome(outcome)
-        room -= len(json.dumps(entry))
-        if room < 0:
-            break
-        shown.append(entry)
-    return {
-        "summary": message,
+    result: Payload = {
+        "summary": _fitting(message, MAX_SUMMARY_BYTES),
         "counts": counts.model_dump(),
         "total": request.total,
-        "datasets": shown,
-        "notShown": max(0, counts.total - len(shown)),
-        "stoppedBy": {"reason": stopped.reason[:MAX_TEXT], "who": stopped.who[:MAX_TEXT]} if stopped else None,
+        "datasets": [],
+        "notShown": counts.total,
+        "stoppedBy": (
+            {"reason": _fitting(stopped.reason, MAX_STOP_BYTES), "who": _fitting(stopped.who, MAX_STOP_BYTES)}
+            if stopped
+            else None
+        ),
     }
+    room = MAX_RESULT_BYTES - len(json.dumps(result)) - (ROOM_FOR_LINKS if links else 0)
+    for outcome in sorted(request.outcomes, key=lambda outcome: outcome.outcome in m.GOOD)[: m.MAX_OUTCOMES]:
+        entry = _outcome(outcome)
+        room -= len(json.dumps(entry)) + 2
+        if room < 0:
+            break
+        result["datasets"].append(entry)
+    result["notShown"] = max(0, counts.total - len(result["datasets"]))
+    return result
 
 
 def _outcome(outcome: m.DatasetOutcome) -> Payload:
-    message = outcome.message[: m.MAX_OUTCOME_MESSAGE]
-    entry: Payload = {"pid": outcome.pid, "outcome": outcome.outcome, "message": message}
+    entry: Payload = {"pid": outcome.pid, "outcome": outcome.outcome}
     if outcome.error is not None:
-        entry["error"] = {"type": outcome.error.type, "kind": outcome.error.kind}
+        entry["error"] = {"type": outcome.error.type[:100], "kind": outcome.error.kind}
     if outcome.datablocks:
         entry |= {
             "datablocks": outcome.datablocks,
@@ -95,7 +109,16 @@ def _outcome(outcome: m.DatasetOutcome) -> Payload:
         }
     if outcome.level:
         entry["verified"] = outcome.level
-    return entry
+    message = _fitting(outcome.message, max(100, MAX_OUTCOME_BYTES - len(json.dumps(entry))))
+    return {"pid": outcome.pid, "outcome": outcome.outcome, "message": message, **entry}
+
+
+def _fitting(text: str, most: int) -> str:
+    """The text, cut in its middle until it takes at most so many bytes as JSON."""
+    limit = min(len(text), most)
+    while len(json.dumps(text := cut(text, limit))) > most and limit > 8:
+        limit = limit * 3 // 4
+    return text
 
 
 def job_says(job: Job, payload: Payload) -> bool:
@@ -154,16 +177,16 @@ def lifecycle_failed(request: m.FailDatasetRequest, *, archivable: bool) -> Payl
     if request.stopped is not None and request.error is None:
         status = "datasetCreated"
         message = {
-            "summary": f"Archiving was stopped by {request.stopped.who}: {request.stopped.reason}"[:MAX_TEXT],
+            "summary": cut(f"Archiving was stopped by {request.stopped.who}: {request.stopped.reason}", MAX_TEXT),
             "stoppedBy": request.stopped.who,
-            "reason": request.stopped.reason[:MAX_TEXT],
+            "reason": cut(request.stopped.reason, MAX_TEXT),
             **message,
         }
         return {"archivable": True, "archiveStatusMessage": status, "archiveReturnMessage": message}
     error = request.error or m.ErrorInfo()
     status = CONTENT if error.kind == "content" else FAILED
     message = {
-        "summary": error.message[:MAX_TEXT],
+        "summary": cut(error.message, MAX_TEXT),
         "error": {"type": error.type, "kind": error.kind, "step": error.where},
         **message,
     }
@@ -199,23 +222,26 @@ def lifecycle_retrieved(request: w.FinishRetrieveRequest) -> Payload:
 def lifecycle_retrieve_failed(request: w.FailRetrieveRequest) -> Payload:
     """Why it was not retrieved, or who stopped it. It stays archived, and retrievable."""
     message: Payload = {"job": request.job_id, "when": _now()}
+    status = NOT_RETRIEVED
     if request.stopped is not None and request.error is None:
+        # As SciCat has it where nothing was retrieved: what a person stopped is no system error.
+        status = NOTHING_RETRIEVED
         who, reason = request.stopped.who, request.stopped.reason
         message = {
-            "summary": f"Retrieving was stopped by {who}: {reason}"[:MAX_TEXT],
-            "stoppedBy": who[:MAX_TEXT],
-            "reason": reason[:MAX_TEXT],
+            "summary": cut(f"Retrieving was stopped by {who}: {reason}", MAX_TEXT),
+            "stoppedBy": cut(who, MAX_TEXT),
+            "reason": cut(reason, MAX_TEXT),
             **message,
         }
     else:
         error = request.error or m.ErrorInfo()
         message = {
-            "summary": error.message[:MAX_TEXT],
+            "summary": cut(error.message, MAX_TEXT),
             "error": {"type": error.type, "kind": error.kind, "step": error.where},
             **message,
         }
     return {
-        "retrieveStatusMessage": NOT_RETRIEVED,
+        "retrieveStatusMessage": status,
         "retrieveIntegrityCheck": False,
         "retrieveReturnMessage": message,
     }

@@ -1,7 +1,8 @@
 """What a requester is given: links to what was delivered, as a part of the job's result object, and the download script.
 
-Links are credentials (P8): what is made here goes to SciCat's job, which the requester reads, and, where there are too many for
-it, into the retrieval bucket beside the data. Nothing here logs, and no error tells a URL.
+Links are credentials (P8): what is made here goes to SciCat's job, which the requester reads, and into the retrieval bucket
+beside the data. Nothing here logs, and no error tells a URL. SciCat's web UI prints the whole result object, so it is short: a
+few files have a link each; of more there is one link, to the script that holds all of them.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ from urllib.parse import quote
 
 from archiver.patience import patiently
 from archiver.retrieval.delivered import Delivered
-from archiver.retrieval.script import Fetch, download_script, follow_script
+from archiver.retrieval.script import Fetch, download_script, short_script
 
-MAX_SHOWN_BYTES = 1_000_000
-"""Of links and script in a job's result object, which SciCat stores and shows as it is."""
+MAX_LISTED = 20
+"""Files, or directories, that could have an entry each: that many small entries fill the room."""
 CHUNK = 256 * 2**10
-LIST, SCRIPT = "files.jsonl", "download.sh"
+SCRIPT = "download.sh"
 
 Payload = dict[str, Any]
 Read = Callable[[], Iterable[Delivered]]
@@ -37,49 +38,60 @@ def links(
     put: Callable[[str, Iterable[bytes]], None],
     at: str,
     life_seconds: int,
-    max_listed: int,
+    room: int,
     run: str,
     now: datetime | None = None,
 ) -> Payload:
-    """``result`` and ``downloadScript`` of the job's result object (contract 2.5).
+    """``result`` and ``downloadScript`` of the job's result object, as JSON of at most about ``room`` bytes.
 
-    More than ``max_listed`` files, and only those, are written to the bucket: a list (JSON lines, each with the file's SHA-256)
-    and the script, by ``put`` below the key ``at`` (another name at each try); then ``result`` is one link to the list, and
-    ``downloadScript`` brings the script and runs it. ``run`` is the same on every try: see ``payloads.job_says``.
+    The script, which brings all files and checks them, is written to the bucket by ``put`` below the key ``at`` (another name at
+    each try). Where they fit, ``result`` links to each file; else it is the one link to the script, with a ``datasetId`` where
+    it is one dataset's. ``downloadScript`` is a short script that brings the real one and runs it; left out where it does not
+    fit. ``run`` is the same on every try: see ``payloads.job_says``.
     """
     until = ((now or datetime.now(UTC)) + timedelta(seconds=life_seconds)).astimezone(UTC)
     valid_until = until.strftime("%Y-%m-%dT%H:%M:%SZ")
     told: Payload = {"run": run, "validUntil": valid_until}
-    first = [*islice(_all(datasets), max_listed + 1)]
+    first = [*islice(_all(datasets), MAX_LISTED + 1)]
     if not first:
         return {"result": [], **told}
-    if len(first) <= max_listed:
-        signed = [(pid, item, presign(item.key)) for pid, item in first]
-        entries = [_entry(pid, item.name, item.size, item.archive_id, url) for pid, item, url in signed]
-        by_pid: dict[str, list[Fetch]] = {}
-        for pid, item, url in signed:
-            by_pid.setdefault(pid, []).append(_fetch(item, url))
-        script = "".join(download_script(by_pid.items(), valid_until=valid_until))
-        if len(json.dumps([entries, script])) <= MAX_SHOWN_BYTES:
-            return {"result": entries, "downloadScript": script, **told}
     # Of a name of its own at each try: what an earlier one told of may be what SciCat has, and its digest with it.
     at += f"{secrets.token_hex(8)}/"
-    listed, long = _Told(partial(_lines, datasets, presign)), _Told(partial(_script, datasets, presign, valid_until))
-    # Made in a thread beside: what they are made of is read and signed by the library that asks for them, which cannot do
-    # both in one (it panics, where the text is so long that it goes in parts).
-    put(at + LIST, patiently(listed, _wait))
-    put(at + SCRIPT, patiently(long, _wait))
+    script = _Told(partial(_script, datasets, presign, valid_until))
+    # Made in a thread beside: what it is made of is read and signed by the library that asks for it, which cannot do both in
+    # one (it panics, where the text is so long that it goes in parts).
+    put(at + SCRIPT, patiently(script, _wait))
+    url = presign(at + SCRIPT)
+    short = short_script(script.sha256, url, valid_until=valid_until)
+    if len(first) <= MAX_LISTED:
+        entries = [_entry(pid, item.name, item.size, item.archive_id, presign(item.key)) for pid, item in first]
+        each = {"result": entries, "downloadScript": short, **told}
+        if size_of(each) <= room:
+            return each
     pid = datasets[0][0] if len(datasets) == 1 else ""
-    script = follow_script(long.size, long.sha256, presign(at + SCRIPT), valid_until=valid_until)
-    return {"result": [_entry(pid, LIST, listed.size, "", presign(at + LIST))], "downloadScript": script, **told}
+    one = {"result": [_entry(pid, SCRIPT, script.size, "", url)], **told}
+    return full if size_of(full := {**one, "downloadScript": short}) <= room else one
 
 
-def places(datasets: Iterable[tuple[str, int]], where: Callable[[str], str], *, max_listed: int) -> Payload:
-    """The same for datasets (pid and bytes) in directories: one entry each, the first ones; ``where`` is the absolute path."""
-    first = [*islice(datasets, max_listed)]
-    return {
-        "result": [_entry(pid, path := where(pid), size, "", f"file://{quote(path)}") for pid, size in first],
-    }
+def places(datasets: Iterable[tuple[str, int]], where: Callable[[str], str], *, above: str, room: int) -> Payload:
+    """The same for datasets (pid and bytes) in directories: an entry each, where they fit; else the directory ``above`` them.
+
+    ``where`` is a dataset's absolute path.
+    """
+    first = [*islice(datasets, MAX_LISTED + 1)]
+    each = {"result": [_entry(pid, path := where(pid), size, "", _file(path)) for pid, size in first]}
+    if len(first) <= MAX_LISTED and size_of(each) <= room:
+        return each
+    return {"result": [_entry("", above, 0, "", _file(above))]}
+
+
+def size_of(value: Any) -> int:
+    """Bytes of it as JSON, whichever way it is written."""
+    return len(json.dumps(value))
+
+
+def _file(path: str) -> str:
+    return f"file://{quote(path)}"
 
 
 def _wait(seconds: float) -> None:
@@ -96,12 +108,6 @@ def _entry(pid: str, name: str, size: int, archive_id: str, url: str) -> Payload
 
 def _fetch(item: Delivered, url: str) -> Fetch:
     return Fetch(item.name, item.size, item.sha256, url, item.unpack)
-
-
-def _lines(datasets: Iterable[tuple[str, Read]], presign: Callable[[str], str]) -> Iterator[str]:
-    for pid, item in _all(datasets):
-        entry = _entry(pid, item.name, item.size, item.archive_id, presign(item.key)) | {"sha256": item.sha256}
-        yield json.dumps(entry) + "\n"
 
 
 def _script(datasets: Iterable[tuple[str, Read]], presign: Callable[[str], str], valid_until: str) -> Iterator[str]:

@@ -47,26 +47,49 @@ def download_script(datasets: Iterable[tuple[str, Iterable[Fetch]]], *, valid_un
 
 def _call(fetch: Fetch) -> str:
     check_path(fetch.name)
-    if not _SHA256.fullmatch(fetch.sha256):
-        raise ValueError(f"file {fetch.name[:200]!a} has a SHA-256 that is none")
-    if not _URL.fullmatch(fetch.url):
-        raise ValueError(f"file {fetch.name[:200]!a} has a URL that is none")
+    _check(fetch)
     verb = "unpack" if fetch.unpack else "get"
     return f"{verb} {shlex.quote(fetch.name)} {int(fetch.size)} {fetch.sha256} {shlex.quote(fetch.url)}\n"
 
 
-def follow_script(size: int, sha256: str, url: str, *, valid_until: str = "") -> str:
-    """A script that brings the script at ``url``, too long to be shown, and runs it: short whatever that one holds.
+def short_script(sha256: str, url: str, *, valid_until: str = "") -> str:
+    """A script of a few lines that brings the script at ``url``, checks it and runs it: what a result object can show.
 
     Raises ``ValueError`` for a digest or a URL that is none.
     """
-    call = _call(Fetch("download.sh", size, sha256, url)).replace("get ", "follow ", 1)
-    return _HEAD.replace("@VALID_UNTIL@", shlex.quote(valid_until)) + call
+    _check(Fetch("download.sh", 0, sha256, url))
+    return _SHORT.replace("@URL@", shlex.quote(url)).replace("@SHA256@", sha256).replace("@VALID_UNTIL@", valid_until)
 
+
+def _check(fetch: Fetch) -> None:
+    if not _SHA256.fullmatch(fetch.sha256):
+        raise ValueError(f"file {fetch.name[:200]!a} has a SHA-256 that is none")
+    if not _URL.fullmatch(fetch.url):
+        raise ValueError(f"file {fetch.name[:200]!a} has a URL that is none")
+
+
+_SHORT = """#!/bin/sh
+# Brings the script of all files, checks it, runs it. Works until @VALID_UNTIL@; keep it to yourself.
+u=@URL@
+s=@SHA256@
+f=.archiver-$s.sh
+same() { [ ! -h $f ] && { sha256sum $f || shasum -a 256 $f; } 2>/dev/null | grep -q "^$s "; }
+same || { rm -f $f; printf 'url = "%s"\\n' "$u" | curl -fsS -o $f -K - || printf '%s\\n' "$u" | wget -qO $f -i -; }
+if ! same; then
+    rm -f $f
+    echo 'error    the script cannot be brought (links work until @VALID_UNTIL@); next: submit a new retrieve job' >&2
+    exit 1
+fi
+sh $f "$@" </dev/null
+c=$?
+[ $c -ne 0 ] || rm -f $f
+exit $c
+"""
 
 _HEAD = r"""#!/bin/sh
 # Brings the files of a SciCat retrieve job into the directory it is started in, or into the one given:
 #     sh download.sh [DIRECTORY]
+#     sh download.sh --list     only prints each file's size, SHA-256, name and link, for other programs
 # It may be stopped and started again: what is here and right is kept, the rest is brought, each file's SHA-256 is checked.
 # It ends with 0 only if everything is here and right. It needs curl or GNU wget, and sha256sum or shasum; for datablocks tar,
 # and space for them and for their files.
@@ -78,7 +101,20 @@ export LC_ALL
 unset CDPATH TAR_OPTIONS
 work=.archiver-download
 pause=${ARCHIVER_PAUSE:-2}
-number=0 good=0 whole= locked= final=1
+number=0 good=0 whole= locked= final=1 listing=
+
+usage() {
+    printf '%s\n' "Brings the files of a SciCat retrieve job, and checks each one's SHA-256." "" \
+        "    sh download.sh [DIRECTORY]   into this directory, or the one given; may be stopped and started again" \
+        "    sh download.sh --list        only prints size, SHA-256, name and link of each file" \
+        "    sh download.sh --help" "" "${valid_until:+Links work until $valid_until. }Exit code 0: everything is here and right."
+}
+case ${1-} in
+-h | --help) usage; exit 0 ;;
+--list) listing=1 ;;
+--) shift ;;
+-*) printf '%s\n' "error    $1 is no option; next: sh download.sh --help" >&2; exit 2 ;;
+esac
 
 say() { printf '%s\n' "$1" >&2; }
 
@@ -100,7 +136,7 @@ trap 'final=143; exit 143' TERM HUP
 ended_with() { # how many files there are in all
     whole=1
     if [ "$good" -eq "$1" ] && [ "$number" -eq "$1" ]; then
-        printf '%s\n' "All $1 are here and right."
+        [ -n "$listing" ] || printf '%s\n' "All $1 are here and right."
         [ -z "$unpacked" ] || printf '%s\n' "The datablocks in $work are no longer needed: they may be removed."
         final=0
     else
@@ -243,7 +279,13 @@ what is here stays; next: submit a new retrieve job"
     done
 }
 
+list() { # name, size, SHA-256, URL
+    number=$((number + 1)) good=$((good + 1))
+    printf '%s\t%s\t%s\t%s\n' "$2" "$3" "$folder/$(shown "$1")" "$4"
+}
+
 get() { # name, size, SHA-256, URL
+    if [ -n "$listing" ]; then list "$@"; return; fi
     number=$((number + 1))
     what="$folder/$(shown "$1")"
     to=./$folder/$1
@@ -269,6 +311,7 @@ get() { # name, size, SHA-256, URL
 }
 
 unpack() { # name, size, SHA-256, URL of a datablock
+    if [ -n "$listing" ]; then list "$@"; return; fi
     number=$((number + 1))
     what="$folder/$(shown "$1")"
     command -v tar >/dev/null 2>&1 || give_up "tar is not here; next: install it"
@@ -291,37 +334,30 @@ unpack() { # name, size, SHA-256, URL of a datablock
     rm -rf "./$work/unpacked"
 }
 
-follow() { # name, size, SHA-256, URL of the script that has the files
-    what=$1
-    bring "$4" "./$work/$3.part" "$2" "$3" || { whole=1; exit 1; }
-    rm -rf "./$work/running"
-    whole=1
-    sh "./$work/$3.part" </dev/null
-    final=$?
-    [ "$final" -ne 0 ] || rm -f "./$work/$3.part"
-    exit "$final"
-}
-
 # --- where
 
-if [ $# -gt 0 ]; then
-    case $1 in
-    /*) into=$1 ;;
-    *) into=./$1 ;;
-    esac
-    mkdir -p "$into" && cd "$into" || give_up "the directory cannot be entered; next: give another"
-fi
-if [ -h "./$work" ] || [ -h "./$work/running" ]; then give_up "$work is a link; next: remove it, start again"; fi
-[ -d "./$work" ] || mkdir "./$work" || give_up "nothing can be written here; next: go to another directory"
-if ! mkdir "./$work/running" 2>/dev/null; then
-    other=$(cat "./$work/running/process" 2>/dev/null)
-    if [ -n "$other" ] && kill -0 "$other" 2>/dev/null; then
-        give_up "another run (process $other) is at work here; next: wait for it (if it is none of these: rm -r $work/running)"
+settle() { # the directory, or nothing
+    if [ $# -gt 0 ]; then
+        case $1 in
+        /*) into=$1 ;;
+        *) into=./$1 ;;
+        esac
+        mkdir -p "$into" && cd "$into" || give_up "the directory cannot be entered; next: give another"
     fi
-fi
-locked=1
-rm -f "./$work/running/process"
-echo $$ >"./$work/running/process" || give_up "nothing can be written here; next: see that there is space"
+    if [ -h "./$work" ] || [ -h "./$work/running" ]; then give_up "$work is a link; next: remove it, start again"; fi
+    [ -d "./$work" ] || mkdir "./$work" || give_up "nothing can be written here; next: go to another directory"
+    if ! mkdir "./$work/running" 2>/dev/null; then
+        other=$(cat "./$work/running/process" 2>/dev/null)
+        if [ -n "$other" ] && kill -0 "$other" 2>/dev/null; then
+            give_up "another run (process $other) is at work here; \
+next: wait for it (if it is none of these: rm -r $work/running)"
+        fi
+    fi
+    locked=1
+    rm -f "./$work/running/process"
+    echo $$ >"./$work/running/process" || give_up "nothing can be written here; next: see that there is space"
+}
+[ -n "$listing" ] || settle "$@"
 
 # --- the files
 

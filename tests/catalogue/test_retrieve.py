@@ -216,7 +216,6 @@ def test_a_site_without_roots_gives_links_only() -> None:
         {"roots": ["/a/../b"]},
         {"url_life_seconds": 7 * 86400 + 1},
         {"unknown_files": "ignore"},
-        {"max_listed": 0},
     ],
 )
 def test_settings_that_cannot_be_kept_are_refused_at_start(wrong: dict[str, Any]) -> None:

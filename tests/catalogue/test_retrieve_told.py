@@ -24,8 +24,8 @@ STOPPED = w.FailRetrieveRequest(**OF, stopped=m.StopRequest(reason="too large", 
 WRITES: dict[str, tuple[dict[str, Any], str, bool]] = {
     "started": (payloads.lifecycle_retrieve_started("j"), "started", False),
     "retrieved": (payloads.lifecycle_retrieved(DONE), "datasetRetrieved", True),
-    "broken": (payloads.lifecycle_retrieve_failed(BROKEN), "datasetRetrievalFailed", False),
-    "stopped": (payloads.lifecycle_retrieve_failed(STOPPED), "datasetRetrievalFailed", False),
+    "broken": (payloads.lifecycle_retrieve_failed(BROKEN), "scheduleRetrieveJobFailed", False),
+    "stopped": (payloads.lifecycle_retrieve_failed(STOPPED), "", False),
 }
 
 
@@ -82,7 +82,7 @@ def test_a_failure_says_why_and_a_stop_says_who() -> None:
     assert stopped["summary"] == "Retrieving was stopped by op: too large"
     assert (
         payloads.lifecycle_retrieve_failed(w.FailRetrieveRequest(**OF))["retrieveStatusMessage"]
-        == "datasetRetrievalFailed"
+        == "scheduleRetrieveJobFailed"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -57,11 +58,24 @@ async def fetched(system: System, job: str) -> dict[str, bytes]:
 async def fetched_of_all(system: System, job: str) -> dict[tuple[str, str], bytes]:
     """What the job's links give, by dataset and name."""
     told = (await system.job_record(job))["jobResultObject"]
+    links = [(one["datasetId"], one["name"], one["url"]) for one in told["result"]]
     async with httpx.AsyncClient(trust_env=False) as plain:
-        return {
-            (one["datasetId"], one["name"]): (await plain.get(one["url"])).raise_for_status().content
-            for one in told["result"]
-        }
+        if [name for _, name, _ in links] == ["download.sh"]:
+            links = in_script((await plain.get(links[0][2])).raise_for_status().text)
+        return {(pid, name): (await plain.get(url)).raise_for_status().content for pid, name, url in links}
+
+
+def in_script(text: str) -> list[tuple[str, str, str]]:
+    """Dataset, name and link of each file that a download script brings, as a shell reads it."""
+    pid, found = "", []
+    words = iter(shlex.split(text.partition("# --- the files\n")[2]))
+    for word in words:
+        if word.startswith("folder="):
+            pid = word.removeprefix("folder=")
+        elif word in ("get", "unpack"):
+            name, _, _, url = (next(words) for _ in range(4))
+            found.append((pid, name, url))
+    return found
 
 
 # --- the judge: shares no code with the product ---------------------------------------------------------------------------
@@ -132,7 +146,10 @@ async def assert_not_retrieved(
 ) -> None:
     """NOT RETRIEVED: SciCat names the thing with ``words``, no link was given out, nothing but intact files was delivered."""
     life = await still_archived(system, pid)
-    assert (life["retrieveStatusMessage"], life["retrieveIntegrityCheck"]) == ("datasetRetrievalFailed", False)
+    assert (life["retrieveStatusMessage"], life["retrieveIntegrityCheck"]) == (
+        "scheduleRetrieveJobFailed" if error else "",
+        False,
+    )
     message = life["retrieveReturnMessage"]
     assert [word for word in words if word not in message["summary"]] == [], message["summary"]
     assert message.get("error", {}).get("type", "") == error, message

@@ -32,6 +32,7 @@ from temporalio.worker import Interceptor
 
 from activities.connection import connect
 from activities.queues import parse_queues
+from activities.starting import job_workflow_id
 from archiver import model as m
 from archiver.catalogue.standin.app import Account, StandIn, StandInSettings, create_app
 from archiver.pids import workflow_id
@@ -297,6 +298,12 @@ class System:
     async def job_record(self, job_id: str) -> dict[str, Any]:
         """The job."""
         return dict((await self.http.get(f"/api/v4/jobs/{job_id}")).raise_for_status().json())
+
+    async def outcomes(self, job_id: str, *, retrieve: bool = False) -> dict[str, m.DatasetOutcome]:
+        """How each dataset of a job ended: SciCat's record of the job has room for a few of them only."""
+        handle = self.client.get_workflow_handle(job_workflow_id(job_id, retrieve=retrieve))
+        progress: m.JobProgress = await handle.query("progress", result_type=m.JobProgress)
+        return {one.pid: one for one in progress.outcomes}
 
     def datablocks(self, pid: str) -> list[dict[str, Any]]:
         """All registered datablocks, from the stand-in's store: no limit hides any."""

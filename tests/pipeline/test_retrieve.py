@@ -89,7 +89,7 @@ async def test_p4_files_that_the_dataset_does_not_have_are_named_and_nothing_is_
     told = await served.job_record(job)
     assert "not/there.txt" in told["statusMessage"]
     assert "result" not in told["jobResultObject"]
-    assert (await served.lifecycle(pid))["retrieveStatusMessage"] == "datasetRetrievalFailed"
+    assert (await served.lifecycle(pid))["retrieveStatusMessage"] == "scheduleRetrieveJobFailed"
 
 
 async def test_p7_names_that_no_file_can_have_fail_their_dataset_and_no_other(served: System) -> None:
@@ -113,7 +113,7 @@ async def test_p7_names_that_no_file_can_have_fail_their_dataset_and_no_other(se
     (failed,) = (one for one in told["datasets"] if one["pid"] == bad)
     assert failed["error"]["type"] == "HostilePath"
     assert "'../../etc/passwd'" in failed["message"]
-    assert (await served.lifecycle(bad))["retrieveStatusMessage"] == "datasetRetrievalFailed"
+    assert (await served.lifecycle(bad))["retrieveStatusMessage"] == "scheduleRetrieveJobFailed"
 
 
 async def test_a_dataset_that_is_not_archived_is_refused_in_words(served: System) -> None:
@@ -159,7 +159,7 @@ async def test_p3_a_flipped_bit_on_the_lts_is_found_and_never_delivered(served: 
     told = await served.job_record(job)
     assert told["statusCode"] == "finishedUnsuccessful"
     assert "result" not in told["jobResultObject"]
-    assert (await served.lifecycle(pid))["retrieveStatusMessage"] == "datasetRetrievalFailed"
+    assert (await served.lifecycle(pid))["retrieveStatusMessage"] == "scheduleRetrieveJobFailed"
 
 
 async def test_two_jobs_for_one_dataset_read_the_lts_once_and_both_are_told(served: System) -> None:
@@ -270,7 +270,7 @@ async def test_a_stop_in_the_midst_of_reading_leaves_nothing_and_is_told(served:
     assert told["statusMessage"].startswith("Stopped by ")
     assert "result" not in told["jobResultObject"]
     after = await served.lifecycle(pid)
-    assert after["retrieveStatusMessage"] == "datasetRetrievalFailed"
+    assert after["retrieveStatusMessage"] == ""
     assert (after["archiveStatusMessage"], after["retrievable"]) == (before["archiveStatusMessage"], True)
 
 

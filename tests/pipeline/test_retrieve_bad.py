@@ -172,7 +172,7 @@ async def test_p2_what_lies_there_is_not_what_was_archived_or_not_what_scicat_sa
     assert (await ended(handle)).counts == counts
     told = await system.job_record(job)
     assert told["statusCode"] == "finishedWithDatasetErrors"
-    messages = {one["pid"]: one["message"] for one in told["jobResultObject"]["datasets"]}
+    messages = {pid: one.message for pid, one in (await system.outcomes(job, retrieve=True)).items()}
     for name, pid in pids.items():
         wrong = WRONG[name]
         await assert_not_retrieved(system, job, pid, pid, *wrong.says, files=FILES, error=wrong.error)

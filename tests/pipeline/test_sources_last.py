@@ -157,7 +157,7 @@ async def broken(system: System) -> tuple[dict[str, str], dict[str, str]]:
             BREAKS[name].do(system, pid)
         async with system.workers("delete"):
             assert (await handle.result()).counts == m.Counts(archived=len(BREAKS))
-    told = {one["pid"]: one["message"] for one in (await system.job_record(job_id))["jobResultObject"]["datasets"]}
+        told = {pid: one.message for pid, one in (await system.outcomes(job_id)).items()}
     return pids, told
 
 

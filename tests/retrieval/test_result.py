@@ -17,7 +17,8 @@ import pytest
 from archiver import model as m
 from archiver.catalogue import payloads
 from archiver.retrieval.delivered import Delivered
-from archiver.retrieval.result import MAX_SHOWN_BYTES, links, places
+from archiver.retrieval.result import links, places
+from tests.pipeline.retrieving import in_script
 from tests.retrieval.shelf import Shelf, shelf
 from tests.retrieval.test_script import Folder, packed
 
@@ -58,7 +59,7 @@ class Store:
 
     def links(self, *datasets: tuple[str, list[Delivered]], **how: Any) -> dict[str, Any]:
         read = [(pid, partial(iter, items)) for pid, items in datasets]
-        given: dict[str, Any] = {"at": "told/", "life_seconds": 7 * DAY, "max_listed": 5, "run": "r", "now": NOW, **how}
+        given: dict[str, Any] = {"at": "told/", "life_seconds": 7 * DAY, "room": 100_000, "run": "r", "now": NOW, **how}
         return links(read, presign=self.presign, put=self.put, **given)
 
     def told(self, name: str) -> str:
@@ -94,7 +95,6 @@ def test_each_file_is_an_entry_of_exactly_the_fields_that_others_read(store: Sto
         {"datasetId": OTHER, "name": "y", "size": 2, "archiveId": f"{OTHER}/data/1.tar.gz", "url": urls[f"{OTHER}/y"]},
     ]
     assert (given["run"], given["validUntil"]) == ("r", "2026-12-01T12:00:00Z")
-    assert store.signed == 2, "script and entry have the same link"
 
 
 def test_the_scripts_files_are_those_of_the_entries(store: Store, tmp_path: Path) -> None:
@@ -110,51 +110,56 @@ def test_the_scripts_files_are_those_of_the_entries(store: Store, tmp_path: Path
     assert folder.files(OTHER) == {"z": b""}
 
 
-@pytest.mark.parametrize("count", [5, 6, 1200])
-def test_more_files_than_are_to_be_shown_stand_in_a_list_and_a_script_of_their_own(
-    store: Store, tmp_path: Path, count: int
+LONG = "/".join(["\x01ü" * 60] * 15)
+
+
+@pytest.mark.parametrize("pid", [PID, "20.500.12345/" + "p" * 200])
+@pytest.mark.parametrize("files", [1, 2, 3, 100, 1200])
+@pytest.mark.parametrize("datasets", [1, 100])
+@pytest.mark.parametrize("name", ["run", LONG])
+def test_the_whole_result_object_stays_below_4_kb_and_leads_to_every_file(
+    store: Store, pid: str, files: int, datasets: int, name: str
 ) -> None:
-    items = [store.deliver(PID, f"run/{n:04}", b"%d" % n) for n in range(count)]
-    given = store.links((PID, items))
-    if count == 5:
-        assert len(given["result"]) == 5
-        assert not [key for key in store.keys if key.startswith("told/")]
+    if files * datasets > 1200:
+        files = 3
+    wanted = [
+        (f"{pid}{k}", [store.deliver(f"{pid}{k}", f"{name}/{n:04}", b"%d" % n) for n in range(files)])
+        for k in range(datasets)
+    ]
+    given = store.links(*wanted, room=payloads.ROOM_FOR_LINKS)
+    bad = [m.DatasetOutcome(pid=f"{pid}x{k}", outcome="failed", message="m" * 400) for k in range(datasets)]
+    request = m.FinishJobRequest(
+        job_id="j",
+        total=2 * datasets,
+        counts=m.Counts(retrieved=datasets, system_errors=datasets),
+        outcomes=[*bad, *(m.DatasetOutcome(pid=one, outcome="retrieved", message="m" * 400) for one, _ in wanted)],
+        stopped=m.StopRequest(reason="r" * 5000, who="w" * 5000),
+    )
+    result = payloads.job_result("s" * 1000, request, links=True) | given
+    assert len(json.dumps(result)) < 4096
+    assert result["datasets"][0]["outcome"] == "failed"
+    assert len(result["datasets"]) + result["notShown"] == 2 * datasets
+    keys = [item.key for _, items in wanted for item in items]
+    if len(given["result"]) > 1 or given["result"][0]["name"] != "download.sh":
+        assert [one["url"] for one in given["result"]] == [store.keys[key] for key in keys]
         return
     (entry,) = given["result"]
-    assert entry == {
-        "datasetId": PID,
-        "name": "files.jsonl",
-        "size": len(store.data(entry["url"])),
-        "archiveId": "",
-        "url": store.told("files.jsonl"),
-    }
-    listed = [json.loads(line) for line in store.data(entry["url"]).splitlines()]
-    assert [(one["name"], one["sha256"], one["url"]) for one in listed] == [
-        (item.name, item.sha256, store.keys[item.key]) for item in items
-    ]
-    assert len(json.dumps(given)) < 20_000
-    folder = Folder(tmp_path)
-    if count == 6:
-        code, said = folder.run(given["downloadScript"])
+    script = store.data(entry["url"])
+    assert entry["datasetId"] == (wanted[0][0] if datasets == 1 else "")
+    assert entry["size"] == len(script)
+    assert [url for _, _, url in in_script(script.decode())] == [store.keys[key] for key in keys]
+
+
+def test_many_files_come_by_the_one_link(store: Store, tmp_path: Path) -> None:
+    items = [store.deliver(PID, f"run/{n:04}", b"%d" % n) for n in range(60)]
+    given = store.links((PID, items), room=payloads.ROOM_FOR_LINKS)
+    (entry,) = given["result"]
+    for text in (store.data(entry["url"]).decode(), given["downloadScript"]):
+        (here := tmp_path / str(len(text))).mkdir()
+        folder = Folder(here)
+        code, said = folder.run(text)
         assert code == 0, said
         assert folder.files() == {item.name: b"%d" % n for n, item in enumerate(items)}
-    else:
-        assert store.data(store.told("download.sh")).count(b"\nget ") == count
-
-
-def test_few_files_of_very_long_names_stand_in_a_list_too(store: Store) -> None:
-    names = [f"{n}/" + "/".join(["\x01" * 250] * 15) for n in range(60)]
-    given = store.links((PID, [store.deliver(PID, name, b"") for name in names]), max_listed=1000)
-    assert [one["name"] for one in given["result"]] == ["files.jsonl"]
-    assert len(json.dumps(given)) < MAX_SHOWN_BYTES
-
-
-def test_of_several_datasets_the_list_is_nobodys(store: Store) -> None:
-    many = [store.deliver(PID, f"{n}", b"") for n in range(6)]
-    given = store.links((PID, many), (OTHER, [store.deliver(OTHER, "x", b"")]))
-    assert given["result"][0]["datasetId"] == ""
-    listed = [json.loads(line)["datasetId"] for line in store.data(given["result"][0]["url"]).splitlines()]
-    assert listed == [PID] * 6 + [OTHER]
 
 
 def test_nothing_delivered_is_nothing_given(store: Store) -> None:
@@ -164,7 +169,9 @@ def test_nothing_delivered_is_nothing_given(store: Store) -> None:
 
 def test_p6_the_same_files_given_twice_are_the_same_result(store: Store) -> None:
     items = [store.deliver(PID, f"{n}", b"%d" % n) for n in range(4)]
-    assert store.links((PID, items)) == store.links((PID, items))
+    one, other = (store.links((PID, items)) for _ in range(2))
+    assert one["result"] == other["result"]
+    assert one.keys() == other.keys()
 
 
 def test_p6_the_script_of_an_earlier_try_still_does_what_scicat_was_told(store: Store, tmp_path: Path) -> None:
@@ -190,17 +197,24 @@ def test_p10_a_long_list_is_written_piece_by_piece(store: Store) -> None:
     def read() -> Iterator[Delivered]:
         return (item for _ in range(20_000))
 
-    links([(PID, read)], presign=store.presign, put=put, at="t/", life_seconds=DAY, max_listed=9, run="r", now=NOW)
-    for key in ("files.jsonl", "download.sh"):
-        assert len(sizes[key]) > 5
-        assert max(sizes[key]) < 300_000
+    links([(PID, read)], presign=store.presign, put=put, at="t/", life_seconds=DAY, room=0, run="r", now=NOW)
+    assert len(sizes["download.sh"]) > 5
+    assert max(sizes["download.sh"]) < 300_000
 
 
 def test_datasets_in_directories_are_told_by_their_directories(store: Store) -> None:
-    given = places([(PID, 10), (OTHER, 20)], lambda pid: f"/shared/ü x/{pid}", max_listed=1)
+    given = places([(PID, 10)], lambda pid: f"/shared/ü x/{pid}", above="/shared/ü x", room=500)
     name = f"/shared/ü x/{PID}"
     url = f"file:///shared/%C3%BC%20x/{PID}"
     assert given["result"] == [{"datasetId": PID, "name": name, "size": 10, "archiveId": "", "url": url}]
+
+
+@pytest.mark.parametrize("count", [5, 1000])
+def test_more_datasets_in_directories_than_can_be_shown_are_told_by_the_directory_above(count: int) -> None:
+    many = [(f"{PID}{n}", 10) for n in range(count)]
+    given = places(many, lambda pid: f"/shared/{pid}", above="/shared", room=500)
+    url = "file:///shared"
+    assert given["result"] == [{"datasetId": "", "name": "/shared", "size": 0, "archiveId": "", "url": url}]
 
 
 def test_the_links_stand_in_a_result_object_behind_its_summary(store: Store) -> None:
@@ -212,12 +226,12 @@ def test_the_links_stand_in_a_result_object_behind_its_summary(store: Store) -> 
 
 
 @pytest.mark.parametrize("wrong", [{"name": "../x"}, {"sha256": "no"}])
-@pytest.mark.parametrize("max_listed", [1, 5])
+@pytest.mark.parametrize("room", [0, 100_000])
 def test_p8_no_error_and_no_log_line_tells_a_url(
-    store: Store, wrong: dict[str, str], max_listed: int, caplog: pytest.LogCaptureFixture
+    store: Store, wrong: dict[str, str], room: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     good = store.deliver(PID, "x", b"x")
     fields = {"name": "y", "key": good.key, "size": 1, "sha256": good.sha256, "archive_id": "", **wrong}
     with caplog.at_level(logging.DEBUG), pytest.raises(Exception) as error:
-        store.links((PID, [good, Delivered(**fields)]), max_listed=max_listed)
+        store.links((PID, [good, Delivered(**fields)]), room=room)
     assert "canary" not in f"{error.value!r}{error.value}{caplog.text}"

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from archiver.errors import HostilePath
-from archiver.retrieval.script import Fetch, download_script, follow_script
+from archiver.retrieval.script import Fetch, download_script, short_script
 from tests.retrieval.shelf import Shelf, shelf
 
 PID = "20.500.12345/demo-1"
@@ -189,7 +189,7 @@ def test_files_of_several_datasets_come_into_folders_of_their_own(one: Folder, s
 @pytest.mark.parametrize("name", ["to/here", "-", "--", "-rf", "new\nline", "$(x)"])
 def test_another_directory_may_be_given(one: Folder, server: Shelf, name: str) -> None:
     script = written(server.put("a", b"a"))
-    code, said = one.run(script, name)
+    code, said = one.run(script, "--", name)
     assert code == 0, said
     assert (one.here / name / PID / "a").read_bytes() == b"a"
 
@@ -479,26 +479,70 @@ def test_a_datablock_that_would_write_elsewhere_does_not_and_is_no_success(
     assert code == (0 if "/tmp/pwned-by-tar" in files else 1)
 
 
-# --- a script that brings the script ---------------------------------------------------------------
+# --- a short script that brings the script ----------------------------------------------------------
 
 
-def test_a_script_too_long_to_be_shown_is_brought_verified_and_run(folder: Folder, server: Shelf) -> None:
-    long = written(server.put("a", b"a"), server.put("b", b"b")).encode()
-    fetch = server.put("download.sh", long)
-    short = follow_script(fetch.size, fetch.sha256, fetch.url)
+def test_the_short_script_brings_the_script_verifies_and_runs_it(folder: Folder, server: Shelf) -> None:
+    fetch = server.put("download.sh", written(server.put("a", b"a"), server.put("b", b"b")).encode())
+    short = short_script(fetch.sha256, fetch.url)
     code, said = folder.run(short, "to")
     assert code == 0, said
     assert folder.files(f"to/{PID}") == {"a": b"a", "b": b"b"}
     assert not (folder.here / "to" / WORK).exists()
+    assert not [*folder.here.glob(".archiver-*")]
     (folder.here / "to" / PID / "a").write_bytes(b"mine")
     assert folder.run(short, "to")[0] == 1
 
 
-def test_a_long_script_that_is_not_as_it_was_made_is_not_run(folder: Folder, server: Shelf) -> None:
+def test_a_script_that_is_not_as_it_was_made_is_not_run(folder: Folder, server: Shelf) -> None:
     fetch = server.put("download.sh", b"touch pwned; exit 0 ")
-    short = follow_script(fetch.size, hashlib.sha256(b"another").hexdigest(), fetch.url)
-    assert folder.run(short)[0] == 1
+    code, said = folder.run(short_script(hashlib.sha256(b"another").hexdigest(), fetch.url))
+    assert code == 1
+    assert "the script cannot be brought" in said
     assert not (folder.here / "pwned").exists()
+    assert not [*folder.here.glob(".archiver-*")]
+
+
+def test_the_short_script_writes_through_no_link(folder: Folder, server: Shelf) -> None:
+    fetch = server.put("download.sh", written(server.put("a", b"a")).encode())
+    elsewhere = folder.root / "elsewhere"
+    elsewhere.write_bytes(b"mine")
+    (folder.here / f".archiver-{fetch.sha256}.sh").symlink_to(elsewhere)
+    assert folder.run(short_script(fetch.sha256, fetch.url))[0] == 0
+    assert elsewhere.read_bytes() == b"mine"
+
+
+# --- other ways to start it ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("option", ["--help", "-h"])
+def test_help_is_told_and_nothing_is_brought(folder: Folder, server: Shelf, option: str) -> None:
+    code, said = folder.run(written(server.put("a", b"a")), option)
+    assert code == 0
+    assert "sh download.sh [DIRECTORY]" in said
+    assert [*folder.here.iterdir()] == []
+
+
+def test_an_option_that_is_none_is_no_directory(folder: Folder, server: Shelf) -> None:
+    code, said = folder.run(written(server.put("a", b"a")), "--hepl")
+    assert code == 2
+    assert "--hepl is no option; next: sh download.sh --help" in said
+    assert [*folder.here.iterdir()] == []
+
+
+def test_a_directory_whose_name_begins_with_a_dash_can_be_given(folder: Folder, server: Shelf) -> None:
+    assert folder.run(written(server.put("a", b"a")), "--", "-to")[0] == 0
+    assert folder.files(f"-to/{PID}") == {"a": b"a"}
+
+
+def test_list_prints_each_link_for_other_programs_and_brings_nothing(folder: Folder, server: Shelf) -> None:
+    one, two = server.put("a b", b"a"), server.put("1.tar.gz", packed({"in/x": b"x"}), unpack=True)
+    code, said = folder.run(written(one, two), "--list")
+    assert code == 0, said
+    assert [line.split("\t") for line in said.splitlines()] == [
+        [str(fetch.size), fetch.sha256, f"{PID}/{fetch.name}", fetch.url] for fetch in (one, two)
+    ]
+    assert [*folder.here.iterdir()] == []
 
 
 # --- P8 and what it is made of ---------------------------------------------------------------

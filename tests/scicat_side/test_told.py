@@ -55,7 +55,10 @@ def test_a_jobs_end_is_one_line_that_users_can_read_to_its_end(request: m.Finish
     assert message == " ".join(message.split())
     assert 0 < len(message) <= payloads.MAX_TEXT
     assert payloads.job_update(code, message)["statusMessage"] == message
-    assert next(iter(payloads.job_result(message, request).items())) == ("summary", message)
+    result = payloads.job_result(message, request)
+    assert next(iter(result)) == "summary"
+    assert result["summary"] == message or len(json.dumps(message)) > payloads.MAX_SUMMARY_BYTES
+    assert len(json.dumps(result)) <= payloads.MAX_RESULT_BYTES
 
 
 def test_a_long_reason_hides_not_what_became_of_the_datasets() -> None:
@@ -77,7 +80,11 @@ def test_the_result_object_is_bounded_whatever_the_outcomes_say_and_names_failur
         stopped=m.StopRequest(reason="y" * 2_000_000, who="z" * 2_000_000),
     )
     result = payloads.job_result("s", request)
-    assert len(json.dumps(result)) < payloads.MAX_RESULT_BYTES + 5 * payloads.MAX_TEXT
+    assert len(json.dumps(result)) <= payloads.MAX_RESULT_BYTES
+    assert (
+        len(json.dumps(payloads.job_result("s", request, links=True)))
+        <= payloads.MAX_RESULT_BYTES - payloads.ROOM_FOR_LINKS
+    )
     assert result["datasets"][0]["pid"] == "20.500/bad"
     assert len(result["datasets"]) + result["notShown"] == 5000
 
@@ -170,5 +177,6 @@ async def test_p7_a_job_with_a_bad_dataset_is_told_once_in_one_sentence_that_nam
     job = await served.job_record(result.job_id)
     said = "2 datasets: 1 archived, 1 not archived because of their files or records; first: "
     assert job["statusMessage"].startswith(said)
+    assert bad in job["statusMessage"]
     assert "\n" not in job["statusMessage"]
     assert [one["pid"] for one in job["jobResultObject"]["datasets"]] == [bad, good]
