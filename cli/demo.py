@@ -34,12 +34,24 @@ from cli.sample import MIB, Sample, make_files, sha256
 from workflows.visible import size
 
 LOOK_SECONDS = 0.15
+SWEEP_SECONDS = 5.0
+"""How often the sweep looks, where the demo loses the webhook: nobody wants to watch it wait for a minute."""
+LOST_SECONDS = 120.0
+"""A sweep that found nothing for so long does not work."""
 
 
 def run_demo(
-    data_dir: Path | None, megabytes: int, say: Callable[[str], None], scicat: tuple[str, str, str] = ("", "", "")
+    data_dir: Path | None,
+    megabytes: int,
+    say: Callable[[str], None],
+    scicat: tuple[str, str, str] = ("", "", ""),
+    *,
+    lose_webhook: bool = False,
 ) -> int:
-    """Run it; 0 only if every part of the proof held. ``scicat``: URL, user and password of one instead of the stand-in."""
+    """Run it; 0 only if every part of the proof held. ``scicat``: URL, user and password of one instead of the stand-in.
+
+    ``lose_webhook``: nobody tells the archiver of the job, and the sweep must find it.
+    """
     with (
         tempfile.TemporaryDirectory(prefix="archiver-demo-")
         if data_dir is None
@@ -53,6 +65,8 @@ def run_demo(
             scicat_user=user,
             scicat_password=password,
             datablock_bytes=target,
+            lose_webhook=lose_webhook,
+            sweep_seconds=SWEEP_SECONDS if lose_webhook else 0,
         )
         system = DevSystem(wanted, say)
         started = time.monotonic()
@@ -64,7 +78,7 @@ def run_demo(
             which = "SciCat" if url else "SciCat stand-in"
             took = time.monotonic() - started
             _row("", f"{which} {info['scicat_url']}   bridge {info['bridge_url']}   {took:.1f} s")
-            held = asyncio.run(_Demo(system, Path(folder), megabytes).run())
+            held = asyncio.run(_Demo(system, Path(folder), megabytes, lose_webhook=lose_webhook).run())
         finally:
             system.stop()
     _row("result", "everything held" if held else "SOMETHING DID NOT HOLD: see above")
@@ -72,11 +86,12 @@ def run_demo(
 
 
 class _Demo:
-    def __init__(self, system: DevSystem, folder: Path, megabytes: int) -> None:
+    def __init__(self, system: DevSystem, folder: Path, megabytes: int, *, lose_webhook: bool = False) -> None:
         self.info: dict[str, Any] = system.info
         self.settings = load(system.config)
         self.folder = folder
         self.megabytes = megabytes
+        self.lose_webhook = lose_webhook
         self.held = True
 
     async def run(self) -> bool:
@@ -161,7 +176,10 @@ class _Demo:
         job = {"type": "archive", "ownerGroup": "demo", "jobParams": {"datasetList": listed}}
         started = time.monotonic()
         job_id = str(_created(await scicat.post("/api/v4/jobs", json=job))["id"])
-        way, handle = await self._entered(client, job_id)
+        if self.lose_webhook and not quiet:
+            way, handle = await self._swept(client, job_id)
+        else:
+            way, handle = await self._entered(client, job_id)
         if not quiet:
             page = f"{self.info['temporal_ui']}/namespaces/default/workflows/{quote(handle.id, safe='')}"
             _row("job", f"archive {job_id}   {way}   open: {page}")
@@ -215,6 +233,32 @@ class _Demo:
                 )
             )
         return "no webhook of this SciCat came: posted to the bridge by the demo itself", handle
+
+    async def _swept(self, client: Client, job_id: str) -> tuple[str, WorkflowHandle[Any, m.ArchiveJobResult]]:
+        """The job's workflow, once the sweep has found a job that nobody was told of."""
+        _row(
+            "webhook",
+            f"lost on purpose: the archiver was not told of job {job_id}; its sweep looks every {SWEEP_SECONDS:.0f} s",
+        )
+        handle = client.get_workflow_handle(job_workflow_id(job_id), result_type=m.ArchiveJobResult)
+        started = time.monotonic()
+        while True:
+            seconds = time.monotonic() - started
+            try:
+                await handle.describe()
+                return f"no webhook -> found by the sweep after {seconds:.1f} s", handle
+            except RPCError as error:
+                if error.status != RPCStatusCode.NOT_FOUND:
+                    raise
+            if seconds > LOST_SECONDS:
+                raise OwnFault(
+                    "the sweep did not find a job whose webhook was lost",
+                    expected=f"its workflow within {LOST_SECONDS:.0f} s",
+                    found="no workflow",
+                    next_step="archiver doctor, and the log of the catalogue worker",
+                    retryable=False,
+                )
+            await asyncio.sleep(LOOK_SECONDS)
 
     async def _bars(self, client: Client, pid: str, result: asyncio.Future[Any]) -> None:
         """Show the datablocks until the job ends, and once more after it."""

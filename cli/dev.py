@@ -47,6 +47,9 @@ class DevOptions:
     scicat_user: str = ""
     scicat_password: str = ""
     datablock_bytes: int = 0
+    lose_webhook: bool = False
+    """The stand-in tells nobody of a job: only the sweep finds it."""
+    sweep_seconds: float = 0
 
 
 class DevSystem:
@@ -104,7 +107,9 @@ class DevSystem:
             scicat_user=options.scicat_user,
             scicat_password=options.scicat_password,
         )
-        devdir.write_settings(self.folder, info, datablock_bytes=options.datablock_bytes)
+        devdir.write_settings(
+            self.folder, info, datablock_bytes=options.datablock_bytes, sweep_seconds=options.sweep_seconds
+        )
         Path(info["lts_root"]).mkdir(exist_ok=True)
         temporal = servers.temporal_dev_server(
             self.folder, port=ports["temporal"], ui_port=ports["ui"], namespace=devdir.NAMESPACE
@@ -135,7 +140,8 @@ class DevSystem:
         command = [sys.executable, "-m", "archiver.catalogue.standin", "--port", str(state.ports["scicat"])]
         command += ["--version", self.options.scicat_version, "--username", state.scicat_user]
         command += ["--db", str(self.folder / "scicat.db")]
-        command += ["--webhook-url", f"{info['bridge_url']}/api/v1/jobs"]
+        if not self.options.lose_webhook:
+            command += ["--webhook-url", f"{info['bridge_url']}/api/v1/jobs"]
         environment = servers.clean_environment(
             STANDIN_PASSWORD=state.scicat_password,
             STANDIN_WEBHOOK_AUTH=f"Bearer {state.bridge_token}",

@@ -92,7 +92,7 @@ def addresses(folder: Path, state: State, *, scicat_url: str, scicat_user: str, 
     }
 
 
-def write_settings(folder: Path, info: dict[str, Any], *, datablock_bytes: int) -> None:
+def write_settings(folder: Path, info: dict[str, Any], *, datablock_bytes: int, sweep_seconds: float = 0) -> None:
     """Write ``archiver.toml``, and beside it Temporal's own file: a user's one must not lead to another server."""
     profile = {"address": info["temporal_address"], "namespace": info["namespace"]}
     temporal = folder / TEMPORAL_CONFIG
@@ -119,6 +119,8 @@ def write_settings(folder: Path, info: dict[str, Any], *, datablock_bytes: int) 
     }
     if datablock_bytes:
         settings["datablock"] = {"target_bytes": datablock_bytes}
+    if sweep_seconds:
+        settings["sweep"] = {"every_seconds": sweep_seconds}
     write_private(folder / CONFIG, tomli_w.dumps(settings).encode())
 
 

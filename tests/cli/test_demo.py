@@ -43,6 +43,15 @@ def test_demo_archives_proves_and_says_so_without_a_terminal(tmp_path: Path) -> 
     assert not (tmp_path / "kept" / "dev" / "dev.json").exists()
 
 
+def test_a_demo_whose_webhook_is_lost_is_taken_up_by_the_sweep(tmp_path: Path) -> None:
+    done = archiver("demo", "--megabytes", "2", "--lose-webhook", cwd=tmp_path, TMPDIR=str(tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"webhook  lost on purpose: the archiver was not told of job \S+; its sweep", done.stdout)
+    assert re.search(r"job      archive \S+   no webhook -> found by the sweep after [\d.]+ s", done.stdout)
+    assert "result   everything held" in done.stdout
+    assert "DOES NOT HOLD" not in done.stdout
+
+
 @pytest.fixture
 def broken(tmp_path: Path) -> str:
     """An S3 server that tells its version and then does not start."""
