@@ -18,18 +18,26 @@ from archiver.catalogue import payloads
 from archiver.catalogue.admission import NOT_YET, Admission, admit, is_foreign
 from archiver.catalogue.client import SciCat
 from archiver.catalogue.records import Dataset, Job
+from archiver.datablock.contents import Counting
 from archiver.datablock.files import CatalogueFile, path_key, write_lines
 from archiver.datablock.manifest import ManifestReader
 from archiver.datablock.record import DatablockRecord
-from archiver.errors import CatalogueFault, EmptyDataset, OwnFault, Refused, UnknownDataset
+from archiver.errors import (
+    CatalogueChanged,
+    CatalogueFault,
+    EmptyDataset,
+    IntegrityMismatch,
+    Refused,
+    UnknownDataset,
+)
 from archiver.pids import pid_path
 from archiver.settings import Settings
 from archiver.storage.objects import Bucket
-from archiver.storage.staging import StagingKeys, archive_id
+from archiver.storage.staging import Staged, StagingKeys, archive_id
 from archiver.text import name, one_line
 
-FILES_PER_RUN = 20_000
-"""Files of one sorted run in staging: what is held in memory while origdatablocks are read (P10)."""
+FILES_PER_LIST = 20_000
+"""Files of one sorted list in staging: what is held in memory while origdatablocks are read (P10)."""
 
 PASSING = frozenset({"datasetlifecycle", "updatedAt", "updatedBy", "history"})
 """Fields of a dataset that change while it is archived: its bag keeps the others."""
@@ -57,6 +65,7 @@ class CatalogueActivities:
             self.finish_job,
             self.begin_dataset,
             self.read_origdatablocks,
+            self.compare_with_catalogue,
             self.register_datablocks,
             self.finish_dataset,
             self.fail_dataset,
@@ -147,12 +156,11 @@ class CatalogueActivities:
                 found=f"archiveStatusMessage {lifecycle.archive_status_message!r}",
                 next_step="submit the job again when its files and origdatablocks are there",
             )
-        keys = StagingKeys(self._settings.staging.prefix, request.pid)
         # Without what this very step changes: a second run of it stores the same, and a bag does not say "started".
         lasting = {name: value for name, value in dataset.raw.items() if name not in PASSING}
         record = json.dumps(lasting, ensure_ascii=False, sort_keys=True, indent=1).encode("utf-8", "replace")
         await self._scicat.patch_lifecycle(request.pid, payloads.lifecycle_started(request.job_id))
-        await in_thread(self._staging.put, keys.record, record)
+        stored = await in_thread(self._staged(request.pid, request.run).put, "record", record)
         fields = {
             "pid": dataset.pid,
             "source_folder": dataset.source_folder,
@@ -163,6 +171,7 @@ class CatalogueActivities:
             state="go",
             owner_group=dataset.owner_group or "",
             source={name: value for name, value in fields.items() if value},
+            record=stored,
             files=dataset.number_of_files or 0,
         )
 
@@ -202,33 +211,33 @@ class CatalogueActivities:
     @activity.defn(name="read-origdatablocks")
     @told_async
     async def read_origdatablocks(self, request: m.PidRequest) -> m.ListingResult:
-        """Read all origdatablocks and store their files as sorted runs: no list of files travels through Temporal (P9).
+        """Read all origdatablocks and store their files as sorted lists: no list of files travels through Temporal (P9).
 
         Raises ``CatalogueRecordInvalid`` and ``EmptyDataset`` (catalogue wrong) or ``CatalogueFault`` (SciCat ill).
         """
-        keys = StagingKeys(self._settings.staging.prefix, request.pid)
-        runs = files = size = blocks = 0
+        staged = self._staged(request.pid, request.run)
+        counting, blocks = Counting(), 0
         held: list[CatalogueFile] = []
+        lists: list[str] = []
 
         async def store() -> None:
-            nonlocal runs, held
-            data = await in_thread(_sorted_run, held)
-            await in_thread(self._staging.put, keys.run(runs), data)
-            runs, held = runs + 1, []
+            nonlocal held
+            data = await in_thread(_sorted_list, held)
+            lists.append(await in_thread(staged.put, "listing", data))
+            held = []
 
         async with beating("reading origdatablocks") as say:
             async for block in self._scicat.origdatablocks(request.pid):
                 blocks += 1
                 for entry in block.catalogue_files(request.pid):
                     held.append(entry)
-                    files += 1
-                    size += entry.size
-                    if len(held) >= FILES_PER_RUN:
+                    counting.add(entry)
+                    if len(held) >= FILES_PER_LIST:
                         await store()
-                say(files=files, done_bytes=size)
+                say(files=counting.contents.files, done_bytes=counting.contents.size_bytes)
             if held:
                 await store()
-        if files == 0:
+        if not lists:
             raise EmptyDataset(
                 f"dataset {request.pid} has no files",
                 expected="origdatablocks that list at least one file",
@@ -236,24 +245,42 @@ class CatalogueActivities:
                 next_step="register the dataset's files in SciCat, then submit the job again",
                 dataset=request.pid,
             )
-        return m.ListingResult(runs=runs, files=files, size_bytes=size, origdatablocks=blocks)
+        listing = await in_thread(staged.put, "listing", json.dumps(lists).encode())
+        return m.ListingResult(**counting.contents.model_dump(), listing=listing, origdatablocks=blocks)
+
+    @activity.defn(name="compare-with-catalogue")
+    @told_async
+    async def compare_with_catalogue(self, request: m.CompareRequest) -> m.Done:
+        """See that SciCat's origdatablocks list, now, exactly the files that were verified on the LTS. Changes nothing.
+
+        Raises ``CatalogueChanged``, ``IntegrityMismatch``: as ``same_files``; ``CatalogueFault``.
+        """
+        async with beating("comparing with the origdatablocks") as say:
+            now = await catalogue_contents(self._scicat, request.pid, say)
+        same_files(request.pid, now, request.verified, request.listed)
+        return m.Done(what=f"the catalogue lists the same: {now.in_words()}")
 
     @activity.defn(name="register-datablocks")
     @told_async
     async def register_datablocks(self, request: m.DatasetRef) -> m.RegisterResult:
-        """Register the verified datablocks one after another, then put the dataset's counters right.
+        """Count once more, register the verified datablocks one after another, then put the dataset's counters right.
 
-        Repeating it is harmless: a datablock that is there already is read back and compared (deterministic archiveId).
+        Nothing is registered unless SciCat lists, at this moment, the very files that were verified. Raises as
+        ``compare_with_catalogue``, and ``StagedLost`` for a staged list or manifest that cannot be read any more. Repeating it is
+        harmless: a datablock that is there already is read back and compared (deterministic archiveId).
         """
-        keys = StagingKeys(self._settings.staging.prefix, request.pid)
+        staged = self._staged(request.pid, request.run)
+        index = await in_thread(staged.get, "bag", request.bag)
+        records = [record for line in index.splitlines() if (record := DatablockRecord.read(line)) is not None]
         created = 0
         async with beating("registering") as say:
+            now = await catalogue_contents(self._scicat, request.pid, say)
+            same_files(request.pid, now, request.verified, request.listed)
             dataset = await self._scicat.dataset(request.pid)
             if dataset is None:
                 raise UnknownDataset(f"dataset {request.pid} vanished from SciCat while it was archived")
-            for n in range(1, request.datablocks + 1):
-                record = DatablockRecord.from_json(await self._needed(keys.verified(request.plan_id, n)))
-                manifest = await self._needed(keys.manifest(request.plan_id, n))
+            for n, record in zip(range(1, request.datablocks + 1), records, strict=True):
+                manifest = await in_thread(staged.manifest, request.plan_id, n, record.manifest_sha256, lost="bag")
                 payload = await in_thread(
                     payloads.datablock,
                     dataset,
@@ -312,17 +339,44 @@ class CatalogueActivities:
             await self._scicat.patch_lifecycle(request.pid, fields)
         return m.Done(what=str(fields["archiveStatusMessage"]))
 
-    async def _needed(self, key: str) -> bytes:
-        data = await in_thread(self._staging.get, key)
-        if data is None:
-            raise OwnFault(
-                f"object {key} is not in the staging bucket",
-                expected="what an earlier step of this run stored there",
-                found="nothing",
-                next_step="see who removes objects from the staging bucket, then submit the job again",
-                retryable=False,
-            )
-        return data
+    def _staged(self, pid: str, run: str) -> Staged:
+        return Staged(self._staging, StagingKeys(self._settings.staging.prefix, pid, run))
+
+
+async def catalogue_contents(scicat: SciCat, pid: str, say: Callable[..., None]) -> m.Contents:
+    """What the origdatablocks list now, read from SciCat and from nowhere else."""
+    counting = Counting()
+    async for block in scicat.origdatablocks(pid):
+        for entry in block.catalogue_files(pid):
+            counting.add(entry)
+        say(files=counting.contents.files, done_bytes=counting.contents.size_bytes)
+    return counting.contents
+
+
+def same_files(pid: str, now: m.Contents, verified: m.Contents, listed: m.Contents) -> None:
+    """P4: number, bytes and digest of all verified manifests are those of the catalogue's files.
+
+    ``listed``: the catalogue's files when archiving began, where that is known. Raises ``CatalogueChanged`` if the catalogue
+    has others now; ``IntegrityMismatch`` if something between its reading and the verification of the datablocks lost files.
+    """
+    if verified.same(now):
+        return
+    if listed.same(now):
+        raise IntegrityMismatch(
+            f"what was verified of dataset {pid} is not what its origdatablocks list",
+            expected=now.in_words(),
+            found=verified.in_words(),
+            next_step="submit the job again, and report this: files were lost between two of the archiver's own steps",
+            dataset=pid,
+            retryable=False,
+        )
+    raise CatalogueChanged(
+        f"the origdatablocks of dataset {pid} list other files than were archived",
+        expected=f"in SciCat {verified.in_words()}, as archived",
+        found=now.in_words(),
+        next_step="see who changes them; when they are right, submit the job again, and it is planned anew",
+        dataset=pid,
+    )
 
 
 @contextmanager
@@ -355,7 +409,7 @@ def policy_of(settings: Settings) -> m.Policy:
     )
 
 
-def _sorted_run(files: list[CatalogueFile]) -> bytes:
+def _sorted_list(files: list[CatalogueFile]) -> bytes:
     ordered = sorted(files, key=lambda entry: path_key(entry.path))
     return b"".join(write_lines(ordered))
 

@@ -8,21 +8,23 @@ from collections.abc import Iterator, Mapping
 
 from temporalio import activity
 
-from activities.running import Beat, in_thread, told_async
+from activities.catalogue import catalogue_contents
+from activities.running import Beat, beating, in_thread, told_async
 from archiver import model as m
 from archiver.catalogue import payloads
 from archiver.catalogue.client import SciCat
-from archiver.datablock.bag import LEVELS, read_bag_info, read_manifest_sha256
+from archiver.datablock.bag import read_bag_info, read_manifest_sha256
+from archiver.datablock.contents import Counting
 from archiver.datablock.files import PlannedFile, read_lines
 from archiver.datablock.manifest import ManifestReader
 from archiver.datablock.plan import Plan
-from archiver.errors import IntegrityMismatch, Refused
+from archiver.errors import IntegrityMismatch, Refused, StagedLost
 from archiver.pids import pid_path
 from archiver.settings import Settings
 from archiver.storage.landing import open_landing
 from archiver.storage.lts import Lts
 from archiver.storage.objects import Bucket
-from archiver.storage.staging import StagingKeys, archive_id, datablock_name, manifest_name
+from archiver.storage.staging import Staged, StagingKeys, archive_id, datablock_name, manifest_name
 
 
 class DeleteActivities:
@@ -48,7 +50,9 @@ class DeleteActivities:
                 found="false",
             )
         await self._prove_registered(request)
-        return await in_thread(self._prove_and_delete, request, Beat(loop=asyncio.get_running_loop()))
+        async with beating("comparing with the origdatablocks") as say:
+            listed = await catalogue_contents(self._scicat, request.pid, say)
+        return await in_thread(self._prove_and_delete, request, listed, Beat(loop=asyncio.get_running_loop()))
 
     async def _prove_registered(self, request: m.DatasetRef) -> None:
         dataset = await self._scicat.dataset(request.pid)
@@ -61,30 +65,31 @@ class DeleteActivities:
             if wanted not in registered:
                 raise self._no_proof(request, f"datablock {wanted} registered in SciCat", "no record of it")
 
-    def _prove_and_delete(self, request: m.DatasetRef, beat: Beat) -> m.DeleteResult:
+    def _prove_and_delete(self, request: m.DatasetRef, listed: m.Contents, beat: Beat) -> m.DeleteResult:
         sums = read_manifest_sha256(self._small(request, "manifest-sha256.txt"))
         info = read_bag_info(self._small(request, "bag-info.txt"))
         level = info.get("Archiver-Verification-Level", "")
         least = self._settings.landing.delete_least_level
-        if level not in LEVELS or LEVELS.index(level) < LEVELS.index(least):
+        if level not in m.LEVELS or m.LEVELS.index(level) < m.LEVELS.index(least):
             raise self._no_proof(request, f"verification level {least} or better", level or "none")
         if info.get("Archiver-Plan") != request.plan_id:
             raise self._no_proof(request, f"a bag of plan {request.plan_id}", info.get("Archiver-Plan") or "none")
         if sums.keys() != {f"data/{name}" for n in self._all(request) for name in _names(n, request.format)}:
             raise self._no_proof(request, f"a bag of {request.datablocks} datablocks", f"{len(sums)} payload files")
-        stored = self._staging.get(self._keys(request).plan)
-        plan = Plan.from_json(stored).plan_id if stored else ""
-        if plan != request.plan_id:
-            raise self._no_proof(request, f"plan {request.plan_id} in staging", plan or "none")
+        plan = self._plan(request)
+        counting = Counting()
         for n in self._all(request):
-            self._proved(request, n, sums)
-            self._planned(request, n)
+            self._proved(request, n, sums, counting)
+            self._planned(request, plan, n)
+        if not counting.contents.same(listed):
+            found = counting.contents.in_words()
+            raise self._no_proof(request, f"manifests of the {listed.in_words()} that SciCat lists", found)
         deleted = kept = 0
         for n in self._all(request):
-            archived = self._proved(request, n, sums)
+            archived = self._proved(request, n, sums, Counting())
             planned = (
                 (entry, archived[entry.path][1])
-                for entry in self._planned(request, n)
+                for entry in self._planned(request, plan, n)
                 if archived.get(entry.path, (-1, ""))[0] == entry.size
             )
             landing = open_landing(self._settings.landing, self._settings.s3, request.source)
@@ -92,8 +97,10 @@ class DeleteActivities:
             deleted, kept = deleted + removed, kept + len(archived) - removed
         return m.DeleteResult(files=deleted, kept=kept)
 
-    def _proved(self, request: m.DatasetRef, n: int, sums: Mapping[str, str]) -> dict[str, tuple[int, str]]:
-        """Path, size and SHA-256 of the files of datablock ``n``, by a manifest and a datablock that are the bag's."""
+    def _proved(
+        self, request: m.DatasetRef, n: int, sums: Mapping[str, str], counting: Counting
+    ) -> dict[str, tuple[int, str]]:
+        """Path, size and SHA-256 of the files of datablock ``n``, by a manifest and a datablock that are the bag's. Counts."""
         name = datablock_name(n, request.format)
         manifest = self._small(request, f"data/{manifest_name(n)}")
         found = hashlib.sha256(manifest).hexdigest()
@@ -103,17 +110,30 @@ class DeleteActivities:
         size = self._lts.size_of(pid_path(request.pid), f"data/{name}")
         if size != footer.packed_bytes or footer.sha256 != sums[f"data/{name}"]:
             raise self._no_proof(request, f"datablock {n} of {footer.packed_bytes} bytes", f"{size} bytes")
-        return {entry.path: (entry.size, entry.sha256) for entry in ManifestReader(iter([manifest])).files()}
+        files = {}
+        for entry in ManifestReader(iter([manifest])).files():
+            counting.add(entry)
+            files[entry.path] = (entry.size, entry.sha256)
+        return files
 
-    def _planned(self, request: m.DatasetRef, n: int) -> Iterator[PlannedFile]:
+    def _plan(self, request: m.DatasetRef) -> Plan:
+        """The plan by which this run read the sources, from staging, by the digest that the run kept of it."""
+        try:
+            return Plan.from_json(self._staged(request).get("plan", request.plan_index))
+        except StagedLost as error:
+            raise self._no_proof(request, f"plan {request.plan_id} in staging", error.found or "nothing") from None
+
+    def _planned(self, request: m.DatasetRef, plan: Plan, n: int) -> Iterator[PlannedFile]:
         """The files as they were planned, with the versions that were read."""
-        data = self._staging.get(self._keys(request).files(n))
-        if data is None:
-            raise self._no_proof(request, f"the plan of datablock {n} in staging", "nothing")
+        try:
+            data = self._staged(request).get("plan", plan.lists[n - 1])
+        except StagedLost as error:
+            found = error.found or "nothing"
+            raise self._no_proof(request, f"the plan of datablock {n} in staging", found) from None
         return read_lines(iter([data]), PlannedFile)
 
-    def _keys(self, request: m.DatasetRef) -> StagingKeys:
-        return StagingKeys(self._settings.staging.prefix, request.pid)
+    def _staged(self, request: m.DatasetRef) -> Staged:
+        return Staged(self._staging, StagingKeys(self._settings.staging.prefix, request.pid, request.run))
 
     def _small(self, request: m.DatasetRef, name: str) -> bytes:
         data = self._lts.get_small(pid_path(request.pid), name)

@@ -7,23 +7,32 @@ import json
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from typing import Any
 
+from pydantic import ValidationError
 from temporalio import activity
 
 from activities.running import Beat, told
 from archiver import model as m
 from archiver.datablock.bag import bag_files, least_level
+from archiver.datablock.contents import contents_of
 from archiver.datablock.events import agent, in_order, stamp
+from archiver.datablock.manifest import ManifestReader
 from archiver.datablock.record import DatablockRecord
-from archiver.errors import IntegrityMismatch, LtsFault, OwnFault
+from archiver.errors import IntegrityMismatch, LtsFault
 from archiver.pids import pid_path
 from archiver.settings import Settings
 from archiver.storage.lts import Chunks, Lts
 from archiver.storage.objects import Bucket
-from archiver.storage.staging import StagingKeys, archive_id, datablock_name, manifest_name
-
-READS = 3
-"""Times a staged datablock is read before other bytes than were packed are taken for what lies there."""
+from archiver.storage.staging import (
+    READS,
+    Staged,
+    StagingKeys,
+    archive_id,
+    datablock_name,
+    lost_object,
+    manifest_name,
+)
 
 
 class LtsActivities:
@@ -46,33 +55,36 @@ class LtsActivities:
     @told
     def copy_to_lts(self, request: m.CopyRequest) -> m.CopyResult:
         """Staging -> LTS under its final name, hashed on the way, durable when it returns. Not verified yet."""
-        info = activity.info()
-        key = self._keys(request.pid).datablock(request.plan_id, request.n, request.format)
+        key = self._keys(request).datablock(request.plan_id, request.n, request.format)
         entry = self._staging.head(key)
         if entry is None or entry.size != request.packed_bytes:
-            raise IntegrityMismatch(
-                f"staged datablock {key} is not what was packed",
-                expected=f"{request.packed_bytes} bytes",
-                found="nothing" if entry is None else f"{entry.size} bytes",
-                dataset=request.pid,
-                datablock=request.n,
-                retryable=False,
-            )
-        try:
-            self._lts.copy_in(
-                pid_path(request.pid),
-                f"data/{datablock_name(request.n, request.format)}",
-                self._staging.stream(key, size=entry.size, version=entry.version),
-                size=request.packed_bytes,
-                sha256=request.sha256,
-                attempt=attempt_name(),
-                promise=self._promise(request),
-                progress=Beat(request.packed_bytes),
-            )
-        except IntegrityMismatch as error:
-            # Other bytes may be the network's doing once or twice; after that the workflow has it packed anew.
-            error.retryable = error.retryable and info.attempt < READS
-            raise
+            found = "nothing" if entry is None else f"{entry.size} B"
+            expected = f"{request.packed_bytes} B"
+            raise lost_object(key, expected, found, request.pid, lost="datablock", datablock=request.n)
+        beat = Beat(request.packed_bytes)
+        for reading in range(1, m.COPY_READS + 1):
+            try:
+                self._lts.copy_in(
+                    pid_path(request.pid),
+                    f"data/{datablock_name(request.n, request.format)}",
+                    self._staging.stream(key, size=entry.size, version=entry.version),
+                    size=request.packed_bytes,
+                    sha256=request.sha256,
+                    attempt=attempt_name(),
+                    promise=self._promise(request),
+                    progress=beat,
+                )
+                break
+            except IntegrityMismatch as error:
+                if not error.retryable:
+                    raise
+                # Other bytes may be the network's doing once or twice; after that the workflow has it packed anew.
+                if reading == m.COPY_READS:
+                    expected, found = error.expected or "", error.found or ""
+                    raise lost_object(
+                        key, expected, found, request.pid, lost="datablock", datablock=request.n
+                    ) from None
+                beat.note(f"staged datablock {request.n} is read again: it gave other bytes than were packed")
         return m.CopyResult(archive_id=archive_id(request.pid, request.n, request.format))
 
     @activity.defn(name="verify-in-lts", no_thread_cancel_exception=True)
@@ -82,23 +94,15 @@ class LtsActivities:
 
         Raises ``IntegrityMismatch`` (not retried: the workflow sets the datablock aside and makes it anew).
         """
-        keys, path = self._keys(request.pid), pid_path(request.pid)
+        keys, path = self._keys(request), pid_path(request.pid)
         name = f"data/{datablock_name(request.n, request.format)}"
         manifest_file = f"data/{manifest_name(request.n)}"
         if request.manifest_sha256:
-            manifest = self._staging.get(keys.manifest(request.plan_id, request.n))
+            staged_objects = Staged(self._staging, keys)
+            manifest = staged_objects.manifest(request.plan_id, request.n, request.manifest_sha256, lost="manifest")
         else:
-            manifest = self._lts.get_small(path, manifest_file)
-        manifest_sha256 = hashlib.sha256(manifest or b"").hexdigest()
-        if manifest is None or request.manifest_sha256 not in ("", manifest_sha256):
-            raise IntegrityMismatch(
-                f"the manifest of datablock {request.n} is not what was written",
-                expected=f"SHA-256 {request.manifest_sha256 or 'of a manifest beside the datablock'}",
-                found="no manifest" if manifest is None else f"SHA-256 {manifest_sha256}",
-                dataset=request.pid,
-                datablock=request.n,
-                retryable=False,
-            )
+            manifest = self._on_lts(request.pid, request.n)
+        manifest_sha256 = hashlib.sha256(manifest).hexdigest()
         staged = self._staged(request) if request.manifest_sha256 else None
         result = self._lts.prove(path, name, manifest, staged=staged, progress=Beat(request.packed_bytes))
         info = activity.info()
@@ -133,12 +137,13 @@ class LtsActivities:
         if not request.manifest_sha256:
             self._staging.put(keys.manifest(request.plan_id, request.n), manifest)
         self._staging.put(keys.verified(request.plan_id, request.n), record.to_json())
+        # What was verified is what is counted against the catalogue: all files of this manifest were found in the datablock.
+        holds = contents_of(ManifestReader([manifest]).files())
         return m.VerifyResult(
+            **holds.model_dump(),
             level=result.level,
             how_read=result.how_read,
-            size_bytes=result.size_bytes,
             packed_bytes=result.packed_bytes,
-            files=result.files,
             sha256=result.sha256,
             event=event,
         )
@@ -169,27 +174,41 @@ class LtsActivities:
     def publish_bag(self, request: m.DatasetRef) -> m.BagResult:
         """Write the bag's files beside ``data/``, the tag manifest last: with it the bag is complete (P11)."""
         beat = Beat()
-        keys, path = self._keys(request.pid), pid_path(request.pid)
-        records = [
-            DatablockRecord.from_json(self._needed(keys.verified(request.plan_id, n))) for n in self._all(request)
-        ]
-        record = self._needed(keys.record)
+        keys, path = self._keys(request), pid_path(request.pid)
+        staged = Staged(self._staging, keys)
+        dataset = staged.get("record", request.record)
+        records: list[DatablockRecord] = []
+        holds = m.Contents()
+        for n in self._all(request):
+            beat.note(f"datablock {n} of {request.datablocks}: record and manifest are compared")
+            manifest = self._on_lts(request.pid, n)
+            records.append(self._record(request, n, manifest))
+            holds = holds.plus(contents_of(ManifestReader([manifest]).files()))
+            if request.restage:
+                self._staging.put(keys.manifest(request.plan_id, n), manifest)
+        if not holds.same(request.verified):
+            raise IntegrityMismatch(
+                f"the manifests of dataset {request.pid} on the LTS are not those that verified",
+                expected=request.verified.in_words(),
+                found=holds.in_words(),
+                next_step="see who changes the LTS, then submit the job again; nothing was registered",
+                dataset=request.pid,
+                retryable=False,
+            )
         of_datablocks = [m.Event.model_validate(event) for record in records for event in record.events]
         self._lts.record_events(path, in_order([*request.events, *of_datablocks]), attempt_name(), beat)
-        self._lts.publish_bag(
-            path,
-            bag_files(
-                pid=request.pid,
-                plan_id=request.plan_id,
-                format=request.format,
-                records=records,
-                dataset=json.loads(record),
-                bagging_date=datetime.now(UTC).date().isoformat(),
-            ),
+        files = bag_files(
+            pid=request.pid,
             plan_id=request.plan_id,
-            progress=beat,
+            format=request.format,
+            records=records,
+            at_most=request.level,
+            dataset=json.loads(dataset),
+            bagging_date=datetime.now(UTC).date().isoformat(),
         )
-        return m.BagResult(files=2 * len(records), level=least_level(records))
+        self._lts.publish_bag(path, files, plan_id=request.plan_id, progress=beat)
+        index = staged.put("bag", b"".join(record.to_index() for record in records))
+        return m.BagResult(files=2 * len(records), level=least_level(records, request.level), index=index)
 
     @activity.defn(name="roll-back-lts", no_thread_cancel_exception=True)
     @told
@@ -224,23 +243,71 @@ class LtsActivities:
 
     def _staged(self, request: m.VerifyRequest) -> Chunks:
         """The bytes that were copied, for an LTS that cannot be read back."""
-        key = self._keys(request.pid).datablock(request.plan_id, request.n, request.format)
+        key = self._keys(request).datablock(request.plan_id, request.n, request.format)
 
         def read() -> Iterator[memoryview]:
             entry = self._staging.head(key)
             if entry is None:
-                raise IntegrityMismatch(
-                    f"staged datablock {key} is gone before it was verified",
-                    expected=f"{request.packed_bytes} bytes",
-                    found="nothing",
-                    retryable=False,
-                )
+                expected = f"{request.packed_bytes} B"
+                raise lost_object(key, expected, "nothing", request.pid, lost="datablock", datablock=request.n)
             return map(memoryview, self._staging.stream(key, size=entry.size, version=entry.version))
 
         return read
 
-    def _keys(self, pid: str) -> StagingKeys:
-        return StagingKeys(self._settings.staging.prefix, pid)
+    def _on_lts(self, pid: str, n: int) -> bytes:
+        """The manifest that lies beside datablock ``n``."""
+        manifest = self._lts.get_small(pid_path(pid), f"data/{manifest_name(n)}")
+        if manifest is None:
+            raise IntegrityMismatch(
+                f"datablock {n} has no manifest on the LTS any more",
+                expected=f"data/{manifest_name(n)}",
+                found="nothing",
+                dataset=pid,
+                datablock=n,
+                retryable=False,
+            )
+        return manifest
+
+    def _record(self, request: m.DatasetRef, n: int, manifest: bytes) -> DatablockRecord:
+        """What verification noted of datablock ``n``, compared with its manifest and its size on the LTS."""
+        reader = ManifestReader([manifest])
+        footer, header = reader.read_footer(), reader.header
+        size = self._lts.size_of(pid_path(request.pid), f"data/{datablock_name(n, request.format)}")
+        ours = (request.pid, n, request.plan_id, request.format, footer.packed_bytes)
+        if (header.pid, header.datablock, header.plan, header.format, size) != ours:
+            raise IntegrityMismatch(
+                f"datablock {n} on the LTS is not the one that verified",
+                expected=f"plan {request.plan_id}, {footer.packed_bytes} B",
+                found=f"plan {header.plan} of datablock {header.datablock}, {size or 0} B",
+                next_step="see who changes the LTS, then submit the job again; nothing was registered",
+                dataset=request.pid,
+                datablock=n,
+                retryable=False,
+            )
+        key = self._keys(request).verified(request.plan_id, n)
+        proved = (
+            *(n, request.plan_id, footer.size_bytes, footer.packed_bytes, footer.files, footer.sha256),
+            *(hashlib.sha256(manifest).hexdigest(), len(manifest)),
+        )
+        found = "nothing"
+        for _ in range(READS):
+            if (data := self._staging.raw(key)) is None:
+                continue
+            record = DatablockRecord.read(data)
+            if (
+                record is not None
+                and record.proved == proved
+                and record.level in m.LEVELS
+                and _are_events(record.events)
+            ):
+                return record
+            found = f"{len(data)} B that do not say so"
+        raise lost_object(
+            key, "a record of the datablock on the LTS", found, request.pid, lost="verification", datablock=n
+        )
+
+    def _keys(self, request: m.DatablockRef | m.DatasetRef) -> StagingKeys:
+        return StagingKeys(self._settings.staging.prefix, request.pid, request.run)
 
     def _promise(self, ref: m.DatablockRef) -> str:
         return f"{pid_path(ref.pid)}/{ref.n}"
@@ -248,17 +315,12 @@ class LtsActivities:
     def _all(self, request: m.DatasetRef) -> range:
         return range(1, request.datablocks + 1)
 
-    def _needed(self, key: str) -> bytes:
-        data = self._staging.get(key)
-        if data is None:
-            raise OwnFault(
-                f"object {key} is not in the staging bucket",
-                expected="what an earlier step of this run stored there",
-                found="nothing",
-                next_step="see who removes objects from the staging bucket, then submit the job again",
-                retryable=False,
-            )
-        return data
+
+def _are_events(listed: list[dict[str, Any]]) -> bool:
+    try:
+        return all(m.Event.model_validate(one) for one in listed)
+    except ValidationError:
+        return False
 
 
 def attempt_name() -> str:

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import json
 import time
-from collections.abc import Iterator
 
 from temporalio import activity
 
-from activities.running import Beat, told
+from activities.connection import answering
+from activities.running import Beat, in_thread, told, told_async
 from archiver import model as m
 from archiver.datablock.files import CatalogueFile, PlannedFile, read_lines
 from archiver.datablock.manifest import ManifestReader
 from archiver.datablock.pack import pack
 from archiver.datablock.plan import Plan, make_plan, merge_sorted
-from archiver.errors import ChecksumDiffers, OwnFault, SourceChanged, StagingFault
+from archiver.errors import ChecksumDiffers, IntegrityMismatch, SourceChanged
 from archiver.patience import patiently
 from archiver.retrieval.keys import dead, works
 from archiver.settings import Settings
 from archiver.storage.landing import Landing, open_landing
-from archiver.storage.objects import Bucket
-from archiver.storage.staging import StagingKeys
+from archiver.storage.objects import Bucket, OpenUpload
+from archiver.storage.staging import Staged, StagingKeys
 
 SWEEP = "SweepDataset"
 """The workflow that clears what terminated runs left."""
@@ -42,16 +44,12 @@ class PackActivities:
         Raises the content errors of ``make_plan``.
         """
         beat = Beat()
-        keys = self._keys(request.pid)
+        staged = Staged(self._staging, self._keys(request))
         landing = self._landing(request.source)
         limits = self._settings.datablock
-
-        def runs() -> Iterator[Iterator[CatalogueFile]]:
-            for k in range(request.runs):
-                yield self._lines(keys.run(k), CatalogueFile)
-
+        sorted_lists: list[str] = json.loads(staged.get("listing", request.listing))
         plan = make_plan(
-            merge_sorted(runs()),
+            merge_sorted(read_lines([staged.get("listing", one)], CatalogueFile) for one in sorted_lists),
             # A listing that stands still is not a deaf step: a stop is heard within a second.
             patiently(
                 landing.list(),
@@ -61,12 +59,12 @@ class PackActivities:
             pid=request.pid,
             limits=limits,
             surplus=self._settings.landing.surplus,
-            sink=lambda n, chunks: self._staging.put_stream(keys.files(n), chunks),
+            sink=lambda n, chunks: staged.put("plan", b"".join(chunks)),
             progress=beat,
         )
-        self._staging.put(keys.plan, plan.to_json())
         return m.PlanResult(
             plan_id=plan.plan_id,
+            index=staged.put("plan", plan.to_json()),
             format=plan.format,
             datablocks=plan.datablocks,
             files=plan.files,
@@ -79,43 +77,46 @@ class PackActivities:
     def pack_datablock(self, request: m.PackRequest) -> m.PackResult:
         """Landing zone -> tar -> gzip -> staging, in one pass; its manifest then makes the staged datablock count.
 
-        Raises ``SourceChanged``, ``ChecksumDiffers``, ``SourceFault``, ``StagingFault``.
+        Raises ``SourceChanged`` and ``ChecksumDiffers`` if the source differs twice, ``SourceFault``, ``StagingFault``,
+        ``StagedLost`` for a plan that cannot be read any more.
         """
-        keys = self._keys(request.pid)
-        datablock_key = keys.datablock(request.plan_id, request.n, request.format)
-        manifest_key = keys.manifest(request.plan_id, request.n)
-        if not request.fresh and (done := self._staged(datablock_key, manifest_key)) is not None:
+        keys = self._keys(request)
+        if not request.fresh and (done := self._staged(keys, request)) is not None:
             return done
-        plan = Plan.from_json(self._needed(keys.plan))
-        if plan.plan_id != request.plan_id:
-            raise OwnFault(
-                f"the plan in staging is not the one of this run (dataset {request.pid})",
-                expected=f"plan {request.plan_id}",
-                found=f"plan {plan.plan_id}",
-                next_step="submit the job again",
-                retryable=False,
-            )
+        staged = Staged(self._staging, keys)
+        plan = Plan.from_json(staged.get("plan", request.plan_index))
+        listed = staged.get("plan", plan.lists[request.n - 1])
         beat = Beat(plan.largest_bytes)
         if activity.info().attempt > 1:
-            self._staging.abort_uploads(datablock_key)
-        limits = self._settings.datablock
+            self._staging.abort_uploads(keys.datablock(request.plan_id, request.n, request.format))
+        for reading in range(1, m.PACK_READS + 1):
+            try:
+                return self._pack(request, plan, listed, beat)
+            except (ChecksumDiffers, SourceChanged):
+                # Once it may be the network's doing: the source is to blame only if it differs again.
+                if reading == m.PACK_READS:
+                    raise
+                beat.note(f"datablock {request.n} is read again: a source file differs")
+        raise AssertionError
+
+    def _pack(self, request: m.PackRequest, plan: Plan, listed: bytes, beat: Beat) -> m.PackResult:
+        keys, limits = self._keys(request), self._settings.datablock
         files = self._landing(request.source).fetch(
-            self._lines(keys.files(request.n), PlannedFile),
+            read_lines([listed], PlannedFile),
             ahead_bytes=limits.fetch_bytes,
             ahead_objects=limits.fetch_objects,
             progress=beat,
         )
         packed = pack(files, plan=plan, n=request.n, progress=beat)
-        try:
-            # An upload has at most 10,000 parts, so those of one very large file must be larger.
-            self._staging.put_stream(
-                datablock_key, iter(packed), size_hint=plan.largest_bytes, ours=beat.advance, waiting=beat.note
-            )
-        except (ChecksumDiffers, SourceChanged) as error:
-            # Once it may be the network's doing: the source is to blame only if it differs again.
-            error.retryable = activity.info().attempt == 1
-            raise
-        self._staging.put(manifest_key, packed.manifest)
+        # An upload has at most 10,000 parts, so those of one very large file must be larger.
+        self._staging.put_stream(
+            keys.datablock(request.plan_id, request.n, request.format),
+            iter(packed),
+            size_hint=plan.largest_bytes,
+            ours=beat.advance,
+            waiting=beat.note,
+        )
+        self._staging.put(keys.manifest(request.plan_id, request.n), packed.manifest)
         result = packed.result
         return m.PackResult(
             size_bytes=result.size_bytes,
@@ -125,36 +126,57 @@ class PackActivities:
             manifest_sha256=hashlib.sha256(packed.manifest).hexdigest(),
         )
 
-    @activity.defn(name="clean-staging", no_thread_cancel_exception=True)
-    @told
-    def clean_staging(self, request: m.PidRequest) -> m.Done:
+    @activity.defn(name="clean-staging")
+    @told_async
+    async def clean_staging(self, request: m.PidRequest) -> m.Done:
         """Remove everything that is staged for the dataset, and abort its uploads. Sources and LTS are elsewhere.
+
+        Only while the asking run is still the last of its workflow's: what was seen before that was asked is its own, or that
+        of runs before it, which Temporal does not let run beside it. A late clean-up removes nothing, and what a late step of
+        an ended run still stores, under that run's name, goes with the next clean-up.
 
         For a sweep, which saw that nothing of the dataset runs, also what retrievals left whose workflows were terminated.
         """
-        beat = Beat()
-        prefix = self._keys(request.pid).dataset
-        uploads = self._staging.abort_uploads(prefix)
+        beat = Beat(loop=asyncio.get_running_loop())
+        prefix = StagingKeys(self._settings.staging.prefix, request.pid).dataset
+        uploads = await in_thread(lambda: [*self._staging.open_uploads(prefix)])
+        keys = await in_thread(lambda: [entry.key for entry in self._staging.list(prefix)])
+        if not await _asker_is_last():
+            return m.Done(what="nothing removed: a later run of the dataset has begun")
         beat.note("removing staged objects")
-        keys = [entry.key for entry in self._staging.list(prefix)]
-        self._staging.delete(keys)
-        what = f"{len(keys)} staged objects removed, {uploads} uploads aborted"
+        await in_thread(self._remove, keys, uploads)
+        what = f"{len(keys)} staged objects removed, {len(uploads)} uploads aborted"
         if activity.info().workflow_type == SWEEP:
-            # By age: a retrieval may begin at any moment.
-            before = time.time() - self._settings.sweep.leftovers_after_hours * 3600
-            listed = self._staging.list(works(self._settings.staging.prefix, request.pid))
-            left = dead(((entry.key, entry.modified) for entry in listed), before)
-            self._staging.delete(left)
+            left = await in_thread(self._dead_retrievals, request.pid)
+            await in_thread(self._staging.delete, left)
             what += f", {len(left)} objects of retrievals removed" if left else ""
         return m.Done(what=what)
 
-    def _staged(self, datablock_key: str, manifest_key: str) -> m.PackResult | None:
+    def _remove(self, keys: list[str], uploads: list[OpenUpload]) -> None:
+        for upload in uploads:
+            self._staging.abort_upload(upload.key, upload.upload_id)
+        self._staging.delete(keys)
+
+    def _dead_retrievals(self, pid: str) -> list[str]:
+        # By age: a retrieval may begin at any moment.
+        before = time.time() - self._settings.sweep.leftovers_after_hours * 3600
+        listed = self._staging.list(works(self._settings.staging.prefix, pid))
+        return [*dead(((entry.key, entry.modified) for entry in listed), before)]
+
+    def _staged(self, keys: StagingKeys, request: m.PackRequest) -> m.PackResult | None:
         """The result of an earlier attempt that finished, if what it staged is there in full."""
-        manifest = self._staging.get(manifest_key)
+        manifest = self._staging.raw(keys.manifest(request.plan_id, request.n))
         if manifest is None:
             return None
-        footer = ManifestReader(iter([manifest])).read_footer()
-        entry = self._staging.head(datablock_key)
+        try:
+            reader = ManifestReader(iter([manifest]))
+            footer = reader.read_footer()
+        except IntegrityMismatch:
+            return None
+        entry = self._staging.head(keys.datablock(request.plan_id, request.n, request.format))
+        ours = (request.pid, request.n, request.plan_id, request.format)
+        if (reader.header.pid, reader.header.datablock, reader.header.plan, reader.header.format) != ours:
+            return None
         if entry is None or entry.size != footer.packed_bytes:
             return None
         return m.PackResult(
@@ -165,27 +187,16 @@ class PackActivities:
             manifest_sha256=hashlib.sha256(manifest).hexdigest(),
         )
 
-    def _keys(self, pid: str) -> StagingKeys:
-        return StagingKeys(self._settings.staging.prefix, pid)
+    def _keys(self, request: m.PlanRequest | m.PackRequest) -> StagingKeys:
+        return StagingKeys(self._settings.staging.prefix, request.pid, request.run)
 
     def _landing(self, source: dict[str, str]) -> Landing:
         return open_landing(self._settings.landing, self._settings.s3, source, buckets=self._buckets)
 
-    def _needed(self, key: str) -> bytes:
-        data = self._staging.get(key)
-        if data is None:
-            raise OwnFault(
-                f"object {key} is not in the staging bucket",
-                expected="what an earlier step of this run stored there",
-                found="nothing",
-                next_step="see who removes objects from the staging bucket, then submit the job again",
-                retryable=False,
-            )
-        return data
 
-    def _lines(self, key: str, kind: type) -> Iterator:  # type: ignore[type-arg]
-        entry = self._staging.head(key)
-        if entry is None:
-            self._needed(key)
-            raise StagingFault(f"object {key} vanished from the staging bucket while it was read")
-        yield from read_lines(self._staging.stream(key, size=entry.size, version=entry.version), kind)
+async def _asker_is_last() -> bool:
+    """Whether no later run of the asking workflow has begun."""
+    info = activity.info()
+    with answering():
+        described = await activity.client().get_workflow_handle(str(info.workflow_id)).describe()
+    return described.run_id == info.workflow_run_id

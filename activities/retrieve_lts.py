@@ -14,6 +14,7 @@ from temporalio import activity
 
 from activities.lts import attempt_name
 from activities.running import Beat, told
+from archiver.datablock.contents import contents_of
 from archiver.datablock.extract import Extracted, extract, extract_files, pass_through, select
 from archiver.datablock.manifest import ManifestFile, ManifestReader
 from archiver.errors import IntegrityMismatch, LtsFault, OwnFault, TargetFault
@@ -213,9 +214,9 @@ class RetrieveLts:
         except IntegrityMismatch as error:
             error.datablock = request.n
             return w.CheckResult(bad=scrub(error.one_line()))
-        return w.CheckResult(
-            files=found.files, size_bytes=found.size_bytes, packed_bytes=found.packed_bytes, level=found.level
-        )
+        # All files of this manifest were found in the datablock.
+        holds = contents_of(ManifestReader([manifest]).files())
+        return w.CheckResult(**holds.model_dump(), packed_bytes=found.packed_bytes, level=found.level)
 
     def _is_there(
         self,

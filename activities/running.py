@@ -22,7 +22,7 @@ from temporalio.exceptions import ApplicationError, CancelledError
 
 from archiver import model as m
 from archiver.datablock.events import agent
-from archiver.errors import ArchiverError, ContentError, OwnFault, Refused, Stopped
+from archiver.errors import ArchiverError, ContentError, OwnFault, Refused, StagedLost, Stopped
 from archiver.log import scrub
 from archiver.progress import uncut
 
@@ -65,7 +65,14 @@ def failure(error: Exception, request: object = None) -> Exception:
     known.datablock = known.datablock or getattr(request, "n", None)
     kind = "content" if isinstance(known, ContentError) else "refused" if isinstance(known, Refused) else "system"
     message = scrub(known.one_line())
-    info = m.ErrorInfo(type=known.type_name, kind=kind, message=message, where=activity.info().activity_type)
+    info = m.ErrorInfo(
+        type=known.type_name,
+        kind=kind,
+        message=message,
+        where=activity.info().activity_type,
+        lost=known.lost if isinstance(known, StagedLost) else "",
+        datablock=known.datablock or 0,
+    )
     return ApplicationError(message, info.model_dump(), type=known.type_name, non_retryable=not known.retryable)
 
 

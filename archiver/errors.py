@@ -5,10 +5,12 @@ ArchiverError
 |   |-- MissingFiles, FileDiffers, SurplusFiles, SourceChanged   landing zone against catalogue
 |   |-- EmptyDataset, DuplicatePath, PathCollision, HostilePath  the catalogue's list cannot be true
 |   |-- ChecksumDiffers                                          bytes against the catalogue's checksum
+|   |-- CatalogueChanged                                         the catalogue's list when archiving began and at its end
 |   |-- DestinationRefused, TargetDiffers                        where retrieved data is to go, or what lies there
 |   `-- UnknownDataset, UnknownFiles                             the job names a pid, or files, that SciCat does not know
 |-- SystemFault       the operator or time must act. Retried, unless ``retryable`` is false.
 |   |-- SourceFault, StagingFault, LtsFault, TargetFault, CatalogueFault, OwnFault   the side it belongs to (rule 7)
+|   |-- StagedLost                                               a staged object that is to be made again
 |   |-- LtsMarkerMissing, LtsFull, NoBag, NotRecalled, TargetFull LTS and retrieval target, special cases
 |   `-- IntegrityMismatch                                        bytes changed between two of our own steps
 |-- Refused           never starts: foreign job type, foreign storage location, no dataset list
@@ -105,6 +107,10 @@ class ChecksumDiffers(ContentError):
     """The bytes read do not have the checksum that the catalogue gives."""
 
 
+class CatalogueChanged(ContentError):
+    """The catalogue lists other files than when archiving began."""
+
+
 class EmptyDataset(ContentError):
     """The catalogue lists no file at all."""
 
@@ -161,6 +167,17 @@ class StagingFault(SystemFault):
     """The staging bucket does not answer, or answers with an error."""
 
     side = "staging"
+
+
+class StagedLost(StagingFault):
+    """An object in staging is gone, or is not what this run stored. The workflow has it made again.
+
+    ``lost``: ``record``, ``listing``, ``plan``, ``datablock``, ``manifest``, ``verification`` or ``bag``.
+    """
+
+    def __init__(self, what: str, *, lost: str, **details: object) -> None:
+        super().__init__(what, retryable=False, **details)
+        self.lost = lost
 
 
 class LtsFault(SystemFault):

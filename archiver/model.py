@@ -25,6 +25,14 @@ SEARCH_ATTRIBUTES: dict[str, Literal["Keyword", "Int"]] = {
 MAX_OUTCOMES = 200
 """Outcomes kept one by one in a job's result; beyond it only counts (failures are kept first)."""
 
+LEVELS = ("cache", "host", "store", "tape", "tape-read")
+"""What a verification proved, weakest first (docs/operators.md)."""
+
+PACK_READS = 2
+"""Times a source is read in one attempt to pack before a difference to the catalogue or the plan is taken for the source's."""
+COPY_READS = 3
+"""Times a staged datablock is read in one attempt to copy before other bytes than were packed are taken for what lies there."""
+
 MAX_OUTCOME_MESSAGE = 400
 """Characters of one outcome's message in a job's result."""
 
@@ -77,6 +85,9 @@ class ErrorInfo(Wire):
     kind: Literal["content", "system", "refused"] = "system"
     message: str = ""
     where: str = ""
+    lost: str = ""
+    """What of the staged objects is to be made again (``errors.StagedLost``); ``datablock``: of which datablock."""
+    datablock: int = 0
 
 
 class Event(Wire):
@@ -94,6 +105,31 @@ class Event(Wire):
     workflow: str = ""
     run: str = ""
     detail: dict[str, int | float | str] = {}
+
+
+class Contents(Wire):
+    """Which files, by number, bytes and one digest over paths and sizes; in no order (``datablock/contents.py``)."""
+
+    files: int = 0
+    size_bytes: int = 0
+    digest: str = ""
+    """64 hexadecimal digits; empty: of no file, or not known."""
+
+    def plus(self, other: Contents) -> Contents:
+        """Of both together."""
+        total = (int(self.digest or "0", 16) + int(other.digest or "0", 16)) % 2**256
+        return Contents(
+            files=self.files + other.files, size_bytes=self.size_bytes + other.size_bytes, digest=f"{total:064x}"
+        )
+
+    def same(self, other: Contents) -> bool:
+        """Whether both are of the same files; never where a digest is not known."""
+        ours, theirs = ((one.files, one.size_bytes, one.digest) for one in (self, other))
+        return bool(self.digest) and ours == theirs
+
+    def in_words(self) -> str:
+        """For messages."""
+        return f"{self.files} files of {self.size_bytes} B, digest {self.digest[:16] or 'none'}"
 
 
 Outcome = Literal["archived", "already_archived", "retrieved", "failed", "cancelled"]
@@ -226,8 +262,14 @@ class FinishJobResult(Wire):
 class DatasetState(Wire):
     """What an ``ArchiveDataset`` carries from one run to the next (continue-as-new)."""
 
+    run: str
     begun: BeginDatasetResult
+    listing: ListingResult
     plan: PlanResult
+    verified: Contents = Contents()
+    """What the datablocks hold that are verified so far; ``level``: the weakest that was proved of them."""
+    level: str = ""
+    mended: int = 0
     reusable: list[int] = []
     next_datablock: int = 1
     packed_bytes: int = 0
@@ -251,6 +293,7 @@ class BeginDatasetRequest(Wire):
     pid: str
     job_id: str
     workflow_id: str = ""
+    run: str = ""
 
 
 class BeginDatasetResult(Wire):
@@ -261,6 +304,8 @@ class BeginDatasetResult(Wire):
     owner_group: str = ""
     source: dict[str, str] = {}
     """Fields for the landing zone's URL template."""
+    record: str = ""
+    """SHA-256 of the catalogue's record as it was staged."""
     datablocks: int = 0
     files: int = 0
     size_bytes: int = 0
@@ -270,18 +315,17 @@ class BeginDatasetResult(Wire):
 
 
 class PidRequest(Wire):
-    """An activity about a dataset."""
+    """An activity about a dataset. ``run``: the name of the run that asks, under which it stores (``storage/staging.py``)."""
 
     pid: str
     job_id: str = ""
+    run: str = ""
 
 
-class ListingResult(Wire):
-    """The origdatablocks, stored as sorted runs in staging."""
+class ListingResult(Contents):
+    """The origdatablocks' files, stored as sorted lists in staging. ``listing``: SHA-256 of the list of these lists."""
 
-    runs: int
-    files: int
-    size_bytes: int
+    listing: str = ""
     origdatablocks: int
 
 
@@ -289,15 +333,17 @@ class PlanRequest(Wire):
     """Compare the catalogue with the landing zone and cut datablocks."""
 
     pid: str
-    runs: int
+    run: str = ""
+    listing: str = ""
     source: dict[str, str]
     files: int = 0
 
 
 class PlanResult(Wire):
-    """The stored plan, by reference."""
+    """The stored plan, by reference. ``index``: SHA-256 of the staged plan, which holds the digest of each datablock's list."""
 
     plan_id: str
+    index: str = ""
     format: str = "tar.gz"
     datablocks: int
     files: int
@@ -330,7 +376,9 @@ class ArchiveDatablockRequest(Wire):
 
     pid: str
     job_id: str
+    run: str = ""
     plan_id: str
+    plan_index: str = ""
     format: str = "tar.gz"
     n: int
     of: int
@@ -346,6 +394,7 @@ class DatablockRef(Wire):
     """Which datablock an activity is to work on."""
 
     pid: str
+    run: str = ""
     plan_id: str
     n: int
     format: str = "tar.gz"
@@ -354,6 +403,7 @@ class DatablockRef(Wire):
 class PackRequest(DatablockRef):
     """Pack a datablock into staging. ``fresh``: what is staged already did not verify, pack again."""
 
+    plan_index: str = ""
     source: dict[str, str] = {}
     fresh: bool = False
 
@@ -408,25 +458,21 @@ class VerifyRequest(DatablockRef):
     """What happened to this datablock in this run until now, to be kept with its record."""
 
 
-class VerifyResult(Wire):
-    """A verified datablock; its manifest now lies beside it and its record in staging."""
+class VerifyResult(Contents):
+    """A verified datablock and what it holds; its manifest now lies beside it and its record in staging."""
 
     level: str
     how_read: str
-    size_bytes: int
     packed_bytes: int
-    files: int
     sha256: str
     event: Event | None = None
 
 
-class ArchiveDatablockResult(Wire):
+class ArchiveDatablockResult(Contents):
     """Result of ``ArchiveDatablock``."""
 
     n: int
-    size_bytes: int
     packed_bytes: int
-    files: int
     level: str
     reused: bool = False
     events: list[Event] = []
@@ -437,16 +483,38 @@ class DatasetRef(Wire):
 
     pid: str
     job_id: str = ""
+    run: str = ""
     plan_id: str = ""
+    plan_index: str = ""
     format: str = "tar.gz"
     datablocks: int = 0
     source: dict[str, str] = {}
+    record: str = ""
+    """As ``BeginDatasetResult.record``; ``bag``: as ``BagResult.index``."""
+    bag: str = ""
+    listed: Contents = Contents()
+    """The catalogue's files when the run read them."""
+    verified: Contents = Contents()
+    """What all datablocks hold that the run verified; ``level``: the weakest that was proved of one."""
+    level: str = ""
+    restage: bool = False
+    """Manifests in staging were lost: they are to be stored again, as they lie on the LTS."""
     events: list[Event] = []
     """What happened to the dataset, for its receipt, where the activity writes that."""
 
 
+class CompareRequest(Wire):
+    """See that the catalogue lists exactly these files now. ``listed``: what it listed when it was read, where that is known."""
+
+    pid: str
+    verified: Contents
+    listed: Contents = Contents()
+
+
 class BagResult(Wire):
-    """The bag on the LTS."""
+    """The bag on the LTS. ``index``: SHA-256 of the staged list of its datablocks."""
+
+    index: str = ""
 
     files: int
     level: str

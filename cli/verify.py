@@ -45,5 +45,10 @@ def lines(done: w.CheckDatasetResult) -> str:
     word = {"good": "good", "bad": "BAD", "unknown": "COULD NOT BE CHECKED"}[done.outcome]
     head = f"{done.pid}  {word}  {done.datablocks} datablocks read, {done.files} files, {size(done.size_bytes)}"
     level = f", at level {done.level!r}" if done.level else ""
+    level += {
+        "same": "; the files are those of SciCat's origdatablocks",
+        "differs": "; the files are NOT those of SciCat's origdatablocks",
+        "not compared": "; not compared with SciCat's origdatablocks",
+    }[done.catalogue]
     more: list[Any] = [f"    {message}" for message in done.messages]
     return "\n".join([head + level, *more])

@@ -15,7 +15,8 @@ from workflows.visible import details, explain, size
 
 MISMATCH = "IntegrityMismatch"
 TRIES = 3
-"""Times a datablock is made from the source before other bytes than were packed are a failure of the dataset."""
+"""Times a datablock is made from the source before other bytes than were packed, in staging or on the LTS, are a failure of
+the dataset."""
 
 
 @workflow.defn(name="ArchiveDatablock")
@@ -57,9 +58,16 @@ class ArchiveDatablock:
                 return await self.verify(packed)
             except ActivityError as error:
                 cause = explain(error)
-                if cause.type != MISMATCH or self.tries >= TRIES:
+                staged = cause.lost in ("datablock", "manifest")
+                if not (staged or cause.type == MISMATCH) or self.tries >= TRIES:
                     raise
                 self.tries += 1
+                if staged:
+                    # Nothing is wrong with what the LTS holds.
+                    self.note(
+                        "fixity check", f"was damaged in staging, and is packed anew: {cause.message}", failed=True
+                    )
+                    continue
                 self.note("fixity check", f"did not match: {cause.message}", failed=True)
                 await self.condemn()
                 self.note("quarantine", "was set aside on the LTS, unchanged, to be looked at; it is made anew")
@@ -69,10 +77,10 @@ class ArchiveDatablock:
         self.at("pack")
         r = self.request
         self.packed = await steps.PACK.run(
-            m.PackRequest(**self.ref(), source=r.source, fresh=self.tries > 1),
+            m.PackRequest(**self.ref(), plan_index=r.plan_index, source=r.source, fresh=self.tries > 1),
             policy=r.policy,
             summary=f"pack datablock {r.n}/{r.of} of {r.pid}",
-            size_bytes=r.largest_bytes,
+            size_bytes=m.PACK_READS * r.largest_bytes,
         )
         packed = self.packed
         self.note(
@@ -102,7 +110,7 @@ class ArchiveDatablock:
             m.CopyRequest(**self.ref(), packed_bytes=packed.packed_bytes, sha256=packed.sha256),
             policy=r.policy,
             summary=f"copy datablock {r.n}/{r.of} to the LTS, {size(packed.packed_bytes)}",
-            size_bytes=packed.packed_bytes,
+            size_bytes=m.COPY_READS * packed.packed_bytes,
         )
         self.note(
             "transfer",
@@ -128,6 +136,7 @@ class ArchiveDatablock:
             size_bytes=verified.size_bytes,
             packed_bytes=verified.packed_bytes,
             files=verified.files,
+            digest=verified.digest,
             level=verified.level,
             reused=packed is None,
             events=[*self.events, *filter(None, [verified.event])],
@@ -160,7 +169,7 @@ class ArchiveDatablock:
     def ref(self) -> dict[str, Any]:
         """The fields of ``DatablockRef``."""
         r = self.request
-        return {"pid": r.pid, "plan_id": r.plan_id, "n": r.n, "format": r.format}
+        return {"pid": r.pid, "run": r.run, "plan_id": r.plan_id, "n": r.n, "format": r.format}
 
     def at(self, stage: str) -> None:
         """Enter a stage."""

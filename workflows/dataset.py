@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
 
 from temporalio import workflow
-from temporalio.exceptions import ActivityError, WorkflowAlreadyStartedError
+from temporalio.exceptions import ActivityError, ChildWorkflowError, WorkflowAlreadyStartedError
 from temporalio.workflow import ParentClosePolicy
 
 with workflow.unsafe.imports_passed_through():
@@ -21,8 +22,14 @@ from workflows.work import DatasetWork
 
 DATABLOCKS_PER_RUN = 300
 """After so many child workflows the run continues as new, so that its history stays small (P9)."""
+MENDS = 5
+"""Times that something staged is made again because it was lost or damaged, before that is a failure of the dataset."""
 FIRST_LOOK = timedelta(seconds=1)
 LONGEST_LOOK = timedelta(minutes=5)
+
+
+class PlannedAnew(Exception):
+    """The plan was made again and is another one: the catalogue or the sources changed. Nothing of the old one counts."""
 
 
 @workflow.defn(name="ArchiveDataset")
@@ -33,11 +40,18 @@ class ArchiveDataset(DatasetWork):
     def __init__(self, request: m.ArchiveDatasetRequest) -> None:
         super().__init__(request.state.subscribers if request.state else [])
         self.request = request
+        self.name = ""
         self.begun: m.BeginDatasetResult | None = None
+        self.listing: m.ListingResult | None = None
         self.plan: m.PlanResult | None = None
+        self.reusable: list[int] = []
+        self.verified, self.level = m.Contents(), ""
+        self.mended, self.mending = 0, asyncio.Lock()
         self.done: list[m.ArchiveDatablockResult] = []
         self.done_before = 0
         self.packed_before = 0
+        self.bag: m.BagResult | None = None
+        self.registered: m.RegisterResult | None = None
         self.running: list[int] = []
         self.events: list[m.Event] = list(request.state.events) if request.state else []
 
@@ -69,24 +83,29 @@ class ArchiveDataset(DatasetWork):
 
     async def whole_way(self) -> m.DatasetOutcome:
         """The way of a dataset that nothing stops."""
-        r = self.request
-        state = r.state or await self.prepare()
-        if isinstance(state, m.DatasetOutcome):
-            return state
-        self.begun, self.plan, self.packed_before = state.begun, state.plan, state.packed_bytes
-        self.done_before = state.next_datablock - 1
-        await self.datablocks(state)
+        if (state := self.request.state) is not None:
+            self.take_up(state)
+        elif (outcome := await self.prepare()) is not None:
+            return outcome
+        while True:
+            try:
+                await self.datablocks()
+                break
+            except PlannedAnew:
+                await self.survey()
+        await steps.COMPARE.run(
+            m.CompareRequest(pid=self.request.pid, verified=self.verified, listed=self.listed()),
+            policy=self.request.policy,
+            summary=f"count what verified against the origdatablocks of {self.request.pid}",
+        )
         self.too_late = True
         return await protected(self.publish())
 
-    async def prepare(self) -> m.DatasetState | m.DatasetOutcome:
-        """Mark the dataset, read its files, compare, plan, and see what the LTS holds already."""
-        r, policy = self.request, self.request.policy
-        self.begun = begun = await steps.BEGIN_DATASET.run(
-            m.BeginDatasetRequest(pid=r.pid, job_id=r.job_id, workflow_id=workflow.info().workflow_id),
-            policy=policy,
-            summary=f"mark {r.pid} as started",
-        )
+    async def prepare(self) -> m.DatasetOutcome | None:
+        """Mark the dataset, read its files, compare, plan, and see what the LTS holds already. Or it is archived already."""
+        r = self.request
+        self.name = workflow.uuid4().hex
+        self.begun = begun = await self.begin()
         if begun.state == "already":
             self.at("already archived")
             return m.DatasetOutcome(
@@ -99,12 +118,33 @@ class ArchiveDataset(DatasetWork):
                 packed_bytes=begun.packed_bytes,
             )
         self.note("ingestion start", "Archiving began; SciCat shows the dataset as started", agent=begun.agent)
-        listing = await steps.READ_ORIGDATABLOCKS.run(
-            m.PidRequest(pid=r.pid, job_id=r.job_id), policy=policy, summary=f"read origdatablocks of {r.pid}"
+        await self.mending_what_is_lost(self.list_and_plan)
+        await self.survey()
+        return None
+
+    async def begin(self) -> m.BeginDatasetResult:
+        """Mark the dataset, and store its record for the bag."""
+        r = self.request
+        return await steps.BEGIN_DATASET.run(
+            m.BeginDatasetRequest(pid=r.pid, job_id=r.job_id, workflow_id=workflow.info().workflow_id, run=self.name),
+            policy=r.policy,
+            summary=f"mark {r.pid} as started",
+        )
+
+    async def list_and_plan(self) -> None:
+        """Read the catalogue's files, compare them with the landing zone, cut datablocks."""
+        assert self.begun is not None  # noqa: S101
+        r = self.request
+        self.listing = listing = await steps.READ_ORIGDATABLOCKS.run(
+            m.PidRequest(pid=r.pid, job_id=r.job_id, run=self.name),
+            policy=r.policy,
+            summary=f"read origdatablocks of {r.pid}",
         )
         self.plan = plan = await steps.PLAN.run(
-            m.PlanRequest(pid=r.pid, runs=listing.runs, source=begun.source, files=listing.files),
-            policy=policy,
+            m.PlanRequest(
+                pid=r.pid, run=self.name, listing=listing.listing, source=self.begun.source, files=listing.files
+            ),
+            policy=r.policy,
             summary=f"compare {listing.files} files, {size(listing.size_bytes)}, with the landing zone and plan",
         )
         self.note(
@@ -118,9 +158,16 @@ class ArchiveDataset(DatasetWork):
             origdatablocks=listing.origdatablocks,
             plan=plan.plan_id,
         )
+
+    async def survey(self) -> None:
+        """See what the LTS holds of this plan; nothing is done of it yet."""
+        assert self.plan is not None  # noqa: S101
+        r, plan = self.request, self.plan
+        self.done, self.done_before, self.packed_before = [], 0, 0
+        self.verified, self.level = m.Contents(), ""
         survey = await steps.SURVEY_LTS.run(
             m.SurveyRequest(pid=r.pid, plan_id=plan.plan_id, format=plan.format, datablocks=plan.datablocks),
-            policy=policy,
+            policy=r.policy,
             summary=f"see what the LTS holds of {r.pid}",
         )
         if survey.superseded:
@@ -129,111 +176,153 @@ class ArchiveDataset(DatasetWork):
                 f"{survey.superseded} datablocks of an earlier state of the files were set aside on the LTS, unchanged",
                 agent=survey.agent,
             )
-        return m.DatasetState(begun=begun, plan=plan, reusable=survey.reusable, events=self.events)
+        self.reusable = survey.reusable
 
-    async def datablocks(self, state: m.DatasetState) -> None:
+    def take_up(self, state: m.DatasetState) -> None:
+        """Go on where the run before this one stood."""
+        self.name, self.begun, self.listing, self.plan = state.run, state.begun, state.listing, state.plan
+        self.reusable, self.verified, self.level = state.reusable, state.verified, state.level
+        self.done_before, self.packed_before = state.next_datablock - 1, state.packed_bytes
+        self.mended = state.mended
+
+    async def datablocks(self) -> None:
         """One child per datablock, a bounded number at a time; the first that fails stops the others."""
-        r, plan = self.request, state.plan
+        assert self.plan is not None  # noqa: S101
+        assert self.begun is not None  # noqa: S101
+        assert self.listing is not None  # noqa: S101
+        r, plan = self.request, self.plan
         self.at(
             "datablocks",
-            OWNER_GROUP.value_set(state.begun.owner_group or "-"),
+            OWNER_GROUP.value_set(self.begun.owner_group or "-"),
             BYTES_TOTAL.value_set(plan.size_bytes),
             DATABLOCK_COUNT.value_set(plan.datablocks),
         )
-        reusable = set(state.reusable)
-        last = min(plan.datablocks, state.next_datablock + DATABLOCKS_PER_RUN - 1)
+        reusable = set(self.reusable)
+        last = min(plan.datablocks, self.done_before + DATABLOCKS_PER_RUN)
 
         async def one(n: int) -> None:
             self.running.append(n)
             try:
-                self.done.append(await self.datablock(state, n, reuse=n in reusable))
+                block = await self.whole_datablock(n, reuse=n in reusable)
+                self.done.append(block)
+                self.verified = self.verified.plus(block)
+                self.level = weaker(self.level, block.level)
             finally:
                 self.running.remove(n)
 
-        await windowed(range(state.next_datablock, last + 1), one, r.policy.datablocks_at_once)
-        if last < plan.datablocks:
-            packed = self.packed_before + sum(block.packed_bytes for block in self.done)
-            following = state.model_copy(
-                update={"next_datablock": last + 1, "packed_bytes": packed, "subscribers": self.subscribers}
+        await windowed(range(self.done_before + 1, last + 1), one, r.policy.datablocks_at_once)
+        if last < self.plan.datablocks:
+            following = m.DatasetState(
+                run=self.name,
+                begun=self.begun,
+                listing=self.listing,
+                plan=self.plan,
+                reusable=self.reusable,
+                next_datablock=last + 1,
+                packed_bytes=self.packed_before + sum(block.packed_bytes for block in self.done),
+                verified=self.verified,
+                level=self.level,
+                mended=self.mended,
+                subscribers=self.subscribers,
+                events=self.events,
             )
             await workflow.wait_condition(workflow.all_handlers_finished)
             workflow.continue_as_new(r.model_copy(update={"state": following}))
 
-    async def datablock(self, state: m.DatasetState, n: int, *, reuse: bool) -> m.ArchiveDatablockResult:
+    # --- what is lost in staging ------------------------------------------------------------------------------------
+
+    async def whole_datablock(self, n: int, *, reuse: bool) -> m.ArchiveDatablockResult:
+        """Datablock ``n``; a plan that it cannot read any more is made again. Raises ``PlannedAnew`` if it is another then."""
+        while True:
+            mended, plan = self.mended, self.plan
+            try:
+                return await self.datablock(n, reuse=reuse)
+            except ChildWorkflowError as error:
+                if (info := explain(error)).lost != "plan":
+                    raise
+                async with self.mending:
+                    if self.mended == mended:
+                        self.count_mend(info, error)
+                        await self.mending_what_is_lost(self.list_and_plan)
+                    if plan is None or self.plan is None or plan.plan_id != self.plan.plan_id:
+                        raise PlannedAnew from None
+
+    async def mending_what_is_lost(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Do ``work``, again and again where something of staging that it needs is lost and can be made again."""
+        while True:
+            try:
+                await work()
+                return
+            except ActivityError as error:
+                info = explain(error)
+                if not info.lost:
+                    raise
+                self.count_mend(info, error)
+                if info.lost == "record":
+                    begun = await self.begin()
+                    if begun.state != "go":
+                        raise
+                    self.begun = begun
+                elif info.lost == "verification":
+                    await self.datablock(info.datablock, reuse=True)
+
+    def count_mend(self, info: m.ErrorInfo, error: BaseException) -> None:
+        """Note that something is made again; raises ``error`` if that was done often enough."""
+        if self.mended >= MENDS:
+            raise error
+        self.mended += 1
+        self.note("fixity check", f"Staged objects were lost, and are made again: {info.message}", failed=True)
+
+    # --- datablocks ---------------------------------------------------------------------------------------------------
+
+    async def datablock(self, n: int, *, reuse: bool) -> m.ArchiveDatablockResult:
         """Run the child of datablock ``n``, once that of an earlier run, whose dataset was terminated, has stopped."""
         pause = FIRST_LOOK
         while True:
             try:
-                return await self.child(state, n, reuse=reuse)
+                return await self.child(n, reuse=reuse)
             except WorkflowAlreadyStartedError:
                 await workflow.sleep(pause, summary=f"datablock {n} of an earlier run is stopping")
                 pause = min(pause * 2, LONGEST_LOOK)
 
-    async def child(self, state: m.DatasetState, n: int, *, reuse: bool) -> m.ArchiveDatablockResult:
+    async def child(self, n: int, *, reuse: bool) -> m.ArchiveDatablockResult:
         """Start the child of datablock ``n`` and wait for it."""
-        r, plan, own = self.request, state.plan, workflow.info().priority
+        assert self.plan is not None  # noqa: S101
+        assert self.begun is not None  # noqa: S101
+        r, plan, begun, own = self.request, self.plan, self.begun, workflow.info().priority
         return await workflow.execute_child_workflow(
             ArchiveDatablock.run,
             m.ArchiveDatablockRequest(
                 pid=r.pid,
                 job_id=r.job_id,
+                run=self.name,
                 plan_id=plan.plan_id,
+                plan_index=plan.index,
                 format=plan.format,
                 n=n,
                 of=plan.datablocks,
                 largest_bytes=plan.largest_bytes,
                 reuse=reuse,
-                source=state.begun.source,
-                owner_group=state.begun.owner_group,
+                source=begun.source,
+                owner_group=begun.owner_group,
                 policy=r.policy,
             ),
             id=workflow_id("archive-datablock", r.pid, str(n)),
             parent_close_policy=ParentClosePolicy.REQUEST_CANCEL,
-            search_attributes=attributes(
-                job_id=r.job_id, pid=r.pid, owner_group=state.begun.owner_group, stage="datablock"
-            ),
+            search_attributes=attributes(job_id=r.job_id, pid=r.pid, owner_group=begun.owner_group, stage="datablock"),
             static_summary=f"datablock {n}/{plan.datablocks} of {r.pid}",
             static_details="Packed, copied to the LTS and verified here; its dataset registers it.",
-            priority=priority.of_datablock(own.priority_key, plan.size_bytes, state.begun.owner_group),
+            priority=priority.of_datablock(own.priority_key, plan.size_bytes, begun.owner_group),
         )
 
     async def publish(self) -> m.DatasetOutcome:
         """Bag, registration, status: in this order, and not to be stopped half-way (P2)."""
-        assert self.plan is not None  # noqa: S101
-        assert self.begun is not None  # noqa: S101
-        r, policy, plan = self.request, self.request.policy, self.plan
-        ref = m.DatasetRef(
-            pid=r.pid,
-            job_id=r.job_id,
-            plan_id=plan.plan_id,
-            format=plan.format,
-            datablocks=plan.datablocks,
-            source=self.begun.source,
-        )
+        r, policy = self.request, self.request.policy
         self.at("publishing")
-        so_far = ref.model_copy(update={"events": self.events})
-        bag = await steps.PUBLISH_BAG.run(so_far, policy=policy, summary=f"write the bag files of {r.pid}")
-        self.events = []
-        self.note(
-            "information package creation",
-            f"The bag was completed: {plan.datablocks} datablocks, each with its manifest, verified at level {bag.level!r}",
-            agent=bag.agent,
-            datablocks=plan.datablocks,
-            level=bag.level,
-            plan=plan.plan_id,
-        )
-        registered = await steps.REGISTER.run(
-            ref, policy=policy, summary=f"register {plan.datablocks} verified datablocks in SciCat"
-        )
-        self.note(
-            "metadata modification",
-            f"All {registered.datablocks} datablocks, with {registered.files} files, are registered in SciCat",
-            agent=registered.agent,
-            datablocks=registered.datablocks,
-            files=registered.files,
-            bytes=registered.size_bytes,
-            packed_bytes=registered.packed_bytes,
-        )
+        await self.mending_what_is_lost(self.bag_and_registration)
+        assert self.bag is not None  # noqa: S101
+        assert self.registered is not None  # noqa: S101
+        ref, bag, registered = self.ref(), self.bag, self.registered
         finish = m.FinishDatasetRequest(
             pid=r.pid,
             job_id=r.job_id,
@@ -272,6 +361,62 @@ class ArchiveDataset(DatasetWork):
             level=bag.level,
         )
 
+    async def bag_and_registration(self) -> None:
+        """The bag's files, then the records in SciCat. May be repeated: each finds what it did before."""
+        r, policy = self.request, self.request.policy
+        first = self.bag is None
+        so_far = self.ref().model_copy(update={"events": self.events, "restage": self.mended > 0})
+        self.bag = bag = await steps.PUBLISH_BAG.run(so_far, policy=policy, summary=f"write the bag files of {r.pid}")
+        self.events = []
+        ref = self.ref()
+        if first:
+            self.note(
+                "information package creation",
+                f"The bag was completed: {ref.datablocks} datablocks, each with its manifest, verified at level {bag.level!r}",
+                agent=bag.agent,
+                datablocks=ref.datablocks,
+                level=bag.level,
+                plan=ref.plan_id,
+            )
+        self.registered = registered = await steps.REGISTER.run(
+            ref, policy=policy, summary=f"register {ref.datablocks} verified datablocks in SciCat"
+        )
+        self.note(
+            "metadata modification",
+            f"All {registered.datablocks} datablocks, with {registered.files} files, are registered in SciCat",
+            agent=registered.agent,
+            datablocks=registered.datablocks,
+            files=registered.files,
+            bytes=registered.size_bytes,
+            packed_bytes=registered.packed_bytes,
+        )
+
+    def ref(self) -> m.DatasetRef:
+        """What the steps after the datablocks need to know of them."""
+        assert self.plan is not None  # noqa: S101
+        assert self.begun is not None  # noqa: S101
+        r, plan = self.request, self.plan
+        return m.DatasetRef(
+            pid=r.pid,
+            job_id=r.job_id,
+            run=self.name,
+            plan_id=plan.plan_id,
+            plan_index=plan.index,
+            format=plan.format,
+            datablocks=plan.datablocks,
+            source=self.begun.source,
+            record=self.begun.record,
+            bag=self.bag.index if self.bag else "",
+            listed=self.listed(),
+            verified=self.verified,
+            level=self.level,
+        )
+
+    def listed(self) -> m.Contents:
+        """The catalogue's files when this run read them."""
+        listing = self.listing
+        return m.Contents.model_validate(listing.model_dump()) if listing else m.Contents()
+
     async def delete_sources(self, ref: m.DatasetRef) -> str:
         """Remove the source files that the settings do not keep. One that stays changes no outcome; it is said in words."""
         try:
@@ -294,8 +439,6 @@ class ArchiveDataset(DatasetWork):
 
     async def record_events(self, ref: m.DatasetRef) -> str:
         """Add to the receipt what came after the bag. What cannot be written changes no outcome; it is said in words."""
-        if not workflow.patched("record-events"):
-            return ""
         try:
             await steps.RECORD_EVENTS.run(
                 ref.model_copy(update={"events": self.events}),
@@ -406,3 +549,8 @@ class ArchiveDataset(DatasetWork):
         if self.message:
             rows.append(("message", self.message))
         show(stage, rows, *more)  # type: ignore[arg-type]
+
+
+def weaker(level: str, other: str) -> str:
+    """The weaker of two levels; what is empty is not known and does not count."""
+    return min(filter(None, (level, other)), key=m.LEVELS.index, default="")

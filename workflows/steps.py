@@ -118,6 +118,7 @@ READ_JOB_PAGE = Step[m.PageRequest, m.PageResult]("read-job-page", CATALOGUE, m.
 FINISH_JOB = Step[m.FinishJobRequest, m.FinishJobResult]("finish-job", CATALOGUE, m.FinishJobResult, CALL, never_gives_up=True)
 BEGIN_DATASET = Step[m.BeginDatasetRequest, m.BeginDatasetResult]("begin-dataset", CATALOGUE, m.BeginDatasetResult, CALL)
 READ_ORIGDATABLOCKS = Step[m.PidRequest, m.ListingResult]("read-origdatablocks", CATALOGUE, m.ListingResult, 6 * HOUR)
+COMPARE = Step[m.CompareRequest, m.Done]("compare-with-catalogue", CATALOGUE, m.Done, 6 * HOUR)
 REGISTER = Step[m.DatasetRef, m.RegisterResult]("register-datablocks", CATALOGUE, m.RegisterResult, 24 * HOUR)
 FINISH_DATASET = Step[m.FinishDatasetRequest, m.Done]("finish-dataset", CATALOGUE, m.Done, CALL, never_gives_up=True)
 FAIL_DATASET = Step[m.FailDatasetRequest, m.Done]("fail-dataset", CATALOGUE, m.Done, CALL, never_gives_up=True)

@@ -6,6 +6,7 @@ from temporalio import workflow
 from temporalio.exceptions import ActivityError, ApplicationError, is_cancelled_exception
 
 with workflow.unsafe.imports_passed_through():
+    from archiver import model as m
     from archiver.retrieval import wire as w
 
 from workflows import recall, steps
@@ -46,7 +47,26 @@ class VerifyDataset:
         if len(left) > DATABLOCKS_PER_RUN:
             following = {"done": self.done, "after": left[DATABLOCKS_PER_RUN - 1]}
             workflow.continue_as_new(request.model_copy(update=following))
+        if self.done.outcome == "good":
+            await self.compare(request)
         return self.done
+
+    async def compare(self, request: w.CheckDatasetRequest) -> None:
+        """All datablocks together hold the files that the catalogue lists, and no others."""
+        done = self.done
+        holds = m.Contents(files=done.files, size_bytes=done.size_bytes, digest=done.digest)
+        try:
+            await steps.COMPARE.run(
+                m.CompareRequest(pid=request.pid, verified=holds),
+                policy=request.policy,
+                summary=f"compare the files of {request.pid} with its origdatablocks",
+            )
+        except ActivityError as error:
+            self.failed(error, None)
+            if self.done.outcome == "bad":
+                self.done = self.done.model_copy(update={"catalogue": "differs"})
+        else:
+            self.done = done.model_copy(update={"catalogue": "same"})
 
     async def check(self, request: w.CheckDatasetRequest, n: int, held: w.HeldResult) -> None:
         """One datablock; one at a time, as verification of what is archived goes beside it."""
@@ -77,7 +97,8 @@ class VerifyDataset:
     def add(self, n: int, result: w.CheckResult) -> None:
         """Count a datablock that was read."""
         done = self.done
-        sums = {name: getattr(done, name) + getattr(result, name) for name in ("files", "size_bytes", "packed_bytes")}
+        holds = m.Contents(files=done.files, size_bytes=done.size_bytes, digest=done.digest).plus(result)
+        sums = {**holds.model_dump(), "packed_bytes": done.packed_bytes + result.packed_bytes}
         # The weakest level that was proved; only two are known here.
         level = "cache" if "cache" in (done.level, result.level) else result.level or done.level
         update = {**sums, "datablocks": done.datablocks + 1, "level": level}
@@ -91,7 +112,7 @@ class VerifyDataset:
         if is_cancelled_exception(error):
             raise error
         done, info = self.done, explain(error)
-        bad = info.type == "IntegrityMismatch"
+        bad = info.type in ("IntegrityMismatch", "CatalogueChanged")
         numbers = [] if n is None else [n]
         self.done = done.model_copy(
             update={

@@ -17,9 +17,9 @@ from archiver.catalogue import payloads
 from archiver.catalogue.admission import NOT_YET, is_foreign
 from archiver.catalogue.client import SciCat
 from archiver.catalogue.records import Dataset
-from archiver.datablock.bag import LEVELS
 from archiver.datablock.manifest import ManifestReader
 from archiver.errors import CatalogueFault, IntegrityMismatch, Refused, UnknownDataset
+from archiver.model import LEVELS
 from archiver.settings import ArchiveSettings
 from archiver.storage.bags import Bag, read_bag, read_datablock
 from archiver.storage.lts import Lts

@@ -8,23 +8,32 @@ from collections.abc import Iterable
 from typing import Any
 
 from archiver.datablock.record import DatablockRecord
+from archiver.model import LEVELS
 
-LEVELS = ("cache", "host", "store", "tape", "tape-read")
-"""Levels of verification, weakest first (reliability-notes V5)."""
 TAG_MANIFEST = "tagmanifest-sha256.txt"
 PAYLOAD_MANIFEST = "manifest-sha256.txt"
 AGENT = "scicat-archiver"
 
 
-def least_level(records: Iterable[DatablockRecord]) -> str:
-    """The weakest level that the records prove."""
-    return min((record.level for record in records), key=LEVELS.index)
+def least_level(records: Iterable[DatablockRecord], at_most: str = "") -> str:
+    """The weakest level that the records prove; never better than ``at_most``, where that is known."""
+    return min((*(record.level for record in records), *([at_most] if at_most else [])), key=LEVELS.index)
 
 
 def bag_files(
-    *, pid: str, plan_id: str, format: str, records: list[DatablockRecord], dataset: dict[str, Any], bagging_date: str
+    *,
+    pid: str,
+    plan_id: str,
+    format: str,
+    records: list[DatablockRecord],
+    at_most: str = "",
+    dataset: dict[str, Any],
+    bagging_date: str,
 ) -> dict[str, bytes]:
-    """Name and bytes of each file of the bag, in the order in which they must be written: the tag manifest is last."""
+    """Name and bytes of each file of the bag, in the order in which they must be written: the tag manifest is last.
+
+    ``at_most``: the level of verification is no better than this.
+    """
     payload: list[tuple[str, str, int]] = []
     for record in records:
         payload.append((f"data/{record.n}.{format}", record.sha256, record.packed_bytes))
@@ -35,7 +44,7 @@ def bag_files(
         "External-Identifier": pid,
         "Payload-Oxum": f"{sum(size for _, _, size in payload)}.{len(payload)}",
         "Archiver-Plan": plan_id,
-        "Archiver-Verification-Level": least_level(records),
+        "Archiver-Verification-Level": least_level(records, at_most),
         "Archiver-Files": str(sum(record.files for record in records)),
         "Archiver-Bytes": str(sum(record.size_bytes for record in records)),
     }

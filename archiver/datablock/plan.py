@@ -32,9 +32,10 @@ REPORT_EVERY = 1000
 
 @dataclass(frozen=True)
 class Plan:
-    """Which files go into which datablock: the header. The file lists lie beside it, one object per datablock.
+    """Which files go into which datablock: the header, and the digest of each datablock's list, which is stored for itself.
 
     ``plan_id`` is a digest of everything that decides the datablocks' bytes, so the same plan means the same bytes.
+    ``lists``: what ``make_plan``'s sink returned for each datablock, from the first on.
     """
 
     plan_id: str
@@ -46,6 +47,7 @@ class Plan:
     files: int
     size_bytes: int
     largest_bytes: int
+    lists: list[str]
     version: int = PLAN_VERSION
 
     def to_json(self) -> bytes:
@@ -122,13 +124,14 @@ class _Cutter:
 
 
 class _Planner:
-    def __init__(self, limits: DatablockSettings, sink: Callable[[int, Iterator[bytes]], None]) -> None:
+    def __init__(self, limits: DatablockSettings, sink: Callable[[int, Iterator[bytes]], str]) -> None:
         self._limits = limits
         self._sink = sink
         self._digest = hashlib.sha256(
             f"{PLAN_VERSION}\n{limits.format}\n{limits.level}\n{limits.member_bytes}\n".encode()
         )
-        self.datablocks = self.files = self.size_bytes = self.largest_bytes = 0
+        self.files = self.size_bytes = self.largest_bytes = 0
+        self.lists: list[str] = []
 
     def run(self, files: Iterator[PlannedFile]) -> None:
         """Store every datablock's list as its files stream by."""
@@ -162,8 +165,7 @@ class _Planner:
         cutter.starts_new(first)
         ahead.append(first)
         while ahead:
-            self.datablocks += 1
-            self._sink(self.datablocks, write_lines(block()))
+            self.lists.append(self._sink(len(self.lists) + 1, write_lines(block())))
 
     @property
     def plan_id(self) -> str:
@@ -178,13 +180,13 @@ def make_plan(
     pid: str,
     limits: DatablockSettings,
     surplus: str,
-    sink: Callable[[int, Iterator[bytes]], None],
+    sink: Callable[[int, Iterator[bytes]], str],
     progress: Progress,
 ) -> Plan:
     """Compare both lists (sorted by the UTF-8 bytes of their paths) and cut datablocks; may be repeated.
 
-    ``sink(n, chunks)`` stores the list of datablock ``n``. If the lists differ, the whole comparison is still made, so
-    that the message counts everything; what the sink stored then means nothing.
+    ``sink(n, chunks)`` stores the list of datablock ``n`` and returns its digest. If the lists differ, the whole comparison is
+    still made, so that the message counts everything; what the sink stored then means nothing.
 
     Raises ``EmptyDataset``, ``HostilePath``, ``DuplicatePath``, ``PathCollision``, ``MissingFiles``, ``FileDiffers``
     and, unless ``surplus`` is ``allow``, ``SurplusFiles``.
@@ -208,10 +210,11 @@ def make_plan(
         format=limits.format,
         level=limits.level,
         member_bytes=limits.member_bytes,
-        datablocks=planner.datablocks,
+        datablocks=len(planner.lists),
         files=planner.files,
         size_bytes=planner.size_bytes,
         largest_bytes=planner.largest_bytes,
+        lists=planner.lists,
     )
 
 

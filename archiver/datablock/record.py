@@ -29,7 +29,24 @@ class DatablockRecord:
         """For the staging bucket."""
         return json.dumps(asdict(self)).encode()
 
+    def to_index(self) -> bytes:
+        """One line for the list of what a bag holds; the same datablock, proved to the same level, gives the same line."""
+        lasting = {**asdict(self), "how_read": "", "verified_at": "", "events": []}
+        return json.dumps(lasting).encode() + b"\n"
+
+    @property
+    def proved(self) -> tuple[int, str, int, int, int, str, str, int]:
+        """What of it the datablock's manifest proves."""
+        return (
+            *(self.n, self.plan_id, self.size_bytes, self.packed_bytes, self.files),
+            *(self.sha256, self.manifest_sha256, self.manifest_bytes),
+        )
+
     @classmethod
-    def from_json(cls, data: bytes) -> DatablockRecord:
-        """The inverse of ``to_json``."""
-        return cls(**json.loads(data))
+    def read(cls, data: bytes) -> DatablockRecord | None:
+        """The inverse of ``to_json`` and ``to_index``; None for what is no record."""
+        try:
+            record = cls(**json.loads(data))
+        except (ValueError, TypeError, RecursionError):
+            return None
+        return record if isinstance(record.events, list) and isinstance(record.level, str) else None

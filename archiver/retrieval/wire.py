@@ -195,26 +195,25 @@ class CheckRequest(m.Wire):
     n: int
 
 
-class CheckResult(m.Wire):
-    """Of one datablock, or summed. ``bad`` says what does not match, in words; empty: all of it does."""
+class CheckResult(m.Contents):
+    """Of one datablock. ``bad`` says what does not match, in words; empty: all of it does."""
 
-    files: int = 0
-    size_bytes: int = 0
     packed_bytes: int = 0
     level: str = ""
     bad: str = ""
 
 
-class CheckDatasetResult(m.Wire):
-    """``good``: every datablock is what its manifest and its bag say. ``unknown``: something could not be read, nothing was
-    found to be wrong. ``messages``: of what is bad or unknown, the first ``MAX_CHECKED``."""
+class CheckDatasetResult(m.Contents):
+    """``good``: every datablock is what its manifest and its bag say, and together they hold the files that the catalogue
+    lists. ``unknown``: something could not be read, nothing was found to be wrong. ``messages``: of what is bad or unknown, the
+    first ``MAX_CHECKED``."""
 
     pid: str
     outcome: Literal["good", "bad", "unknown"]
     datablocks: int = 0
-    files: int = 0
-    size_bytes: int = 0
     packed_bytes: int = 0
+    catalogue: Literal["not compared", "same", "differs"] = "not compared"
+    """Whether SciCat's origdatablocks list the files of all datablocks, and no others."""
     level: str = ""
     bad: list[int] = Field(default_factory=list)
     unknown: list[int] = Field(default_factory=list)

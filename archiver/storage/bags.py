@@ -11,12 +11,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from archiver.datablock.bag import LEVELS, PAYLOAD_MANIFEST, TAG_MANIFEST, read_bag_info, read_manifest_sha256
+from archiver.datablock.bag import PAYLOAD_MANIFEST, TAG_MANIFEST, read_bag_info, read_manifest_sha256
 from archiver.datablock.events import EVENTS
 from archiver.datablock.events import read as read_events
 from archiver.datablock.manifest import ManifestHeader, ManifestReader
 from archiver.datablock.record import DatablockRecord
 from archiver.errors import IntegrityMismatch, LtsFault, NoBag
+from archiver.model import LEVELS
 from archiver.pids import path_pid, pid_path
 from archiver.storage import lts_read
 from archiver.storage.lts import Lts

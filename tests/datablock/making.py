@@ -37,8 +37,10 @@ def planned(
     """The plan, and the files of each datablock."""
     stored: dict[int, list[PlannedFile]] = {}
 
-    def sink(n: int, chunks: Iterator[bytes]) -> None:
-        stored[n] = list(read_lines(chunks, PlannedFile))
+    def sink(n: int, chunks: Iterator[bytes]) -> str:
+        data = b"".join(chunks)
+        stored[n] = list(read_lines([data], PlannedFile))
+        return hashlib.sha256(data).hexdigest()
 
     plan = make_plan(
         listed, there, pid="20.500.1/x", limits=limits(**more), surplus=surplus, sink=sink, progress=Silent()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -88,13 +89,26 @@ def record(system: System, pid: str, **lifecycle: object) -> None:
     system.standin.store.put("datasets", pid, dataset)
 
 
-def staged(system: System, pid: str, name: str, change: Callable[[bytes], bytes] | None) -> None:
-    """Change an object in staging, or remove it."""
-    where = {"Bucket": system.staging_bucket, "Key": f"datasets/{pid}/{name}"}
+def staged(system: System, pid: str, n: int, change: Callable[[bytes], bytes] | None) -> None:
+    """Change the staged list of datablock ``n``, or with 0 the plan itself, or remove it."""
+    boto, bucket = system.boto, system.staging_bucket
+    listed = boto.list_objects_v2(Bucket=bucket, Prefix=f"datasets/{pid}/")["Contents"]
+    plans = {one["Key"]: boto.get_object(Bucket=bucket, Key=one["Key"])["Body"].read() for one in listed}
+    (key,) = [key for key, data in plans.items() if "/plan/" in key and data.startswith(b"{")]
+    if n:
+        key = f"{key.rpartition('/')[0]}/{json.loads(plans[key])['lists'][n - 1]}"
     if change is None:
-        system.boto.delete_object(**where)
+        boto.delete_object(Bucket=bucket, Key=key)
     else:
-        system.boto.put_object(**where, Body=change(system.boto.get_object(**where)["Body"].read()))
+        data = change(plans[key])
+        boto.put_object(Bucket=bucket, Key=key, Body=data, Metadata={"sha256": hashlib.sha256(data).hexdigest()})
+
+
+def listed_more(system: System, pid: str) -> None:
+    """SciCat lists one more file."""
+    (block,) = system.standin.store.all("origdatablocks", pid)
+    more = {**block, "_id": f"later-{pid}", "dataFileList": [System.entry("raw/c.h5", b"late")]}
+    assert system.standin.store.insert("origdatablocks", more["_id"], more, parent=pid)
 
 
 def unregister(system: System, pid: str) -> None:
@@ -136,13 +150,17 @@ BREAKS = {
     ),
     "staging holds another plan": Break(
         lambda system, pid: staged(
-            system, pid, "plan/plan.json", lambda data: json.dumps({**json.loads(data), "plan_id": "0" * 32}).encode()
+            system, pid, 0, lambda data: json.dumps({**json.loads(data), "plan_id": "0" * 32}).encode()
         ),
-        f"in staging, found {'0' * 32}",
+        "in staging, found",
     ),
     "the plan's list is gone": Break(
-        lambda system, pid: staged(system, pid, "plan/2.jsonl.gz", None), "the plan of datablock 2 in staging"
+        lambda system, pid: staged(system, pid, 2, None), "the plan of datablock 2 in staging, found nothing"
     ),
+    "the plan's list is another, and its metadata fits": Break(
+        lambda system, pid: staged(system, pid, 2, lambda data: data[:-1]), "the plan of datablock 2 in staging, found"
+    ),
+    "SciCat lists another file by now": Break(listed_more, "manifests of the 3 files of 585 B"),
 }  # fmt: skip
 
 

@@ -22,7 +22,7 @@ def test_a_key_tells_its_dataset_and_is_no_key_of_an_archiving(pid: str, prefix:
     for key in (keys.records, keys.wanted):
         assert retrieved_pid(prefix, key) == pid
         assert dataset_of(prefix, key) is None
-    assert retrieved_pid(prefix, StagingKeys(prefix, pid).plan) is None
+    assert retrieved_pid(prefix, StagingKeys(prefix, pid, "run").named("plan", "0")) is None
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ class Script:
             ),
             "finish-job": lambda: m.FinishJobResult(status_code="told", message="told"),
             "begin-dataset": lambda: m.BeginDatasetResult(state="go", owner_group="p1", source={"pid": request.pid}),
-            "read-origdatablocks": lambda: m.ListingResult(runs=1, files=10, size_bytes=1000, origdatablocks=1),
+            "read-origdatablocks": lambda: m.ListingResult(files=10, size_bytes=1000, origdatablocks=1),
             "plan-dataset": lambda: m.PlanResult(
                 plan_id=PLAN_ID, datablocks=self.datablocks, files=10, size_bytes=1000, largest_bytes=500
             ),
@@ -118,6 +118,7 @@ def _request_type(name: str) -> type[m.Wire]:
         "begin-dataset": m.BeginDatasetRequest,
         "read-origdatablocks": m.PidRequest,
         "plan-dataset": m.PlanRequest,
+        "compare-with-catalogue": m.CompareRequest,
         "survey-lts": m.SurveyRequest,
         "pack-datablock": m.PackRequest,
         "wait-for-lts-space": m.SpaceRequest,
