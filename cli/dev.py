@@ -7,6 +7,7 @@ system is ready, and only then.
 
 from __future__ import annotations
 
+import importlib
 import json
 import signal
 import sys
@@ -30,6 +31,14 @@ STEADY_SECONDS = 60.0
 """A child that ran for so long starts its back-off anew."""
 WATCH_SECONDS = 0.2
 SERVING = "serving "
+
+STANDIN, WORKER, SETUP, BRIDGE = (
+    "archiver.catalogue.standin.__main__:run",
+    "worker:main",
+    "cli.main:run",
+    "cli.main:run",
+)
+"""Our own programs among the children, as ``Child`` starts them."""
 
 
 @dataclass
@@ -119,22 +128,26 @@ class DevSystem:
         )
         self._run(temporal)
         self._run(s3)
+        for program in (STANDIN, WORKER, SETUP, BRIDGE, "cli.setup", "bridge.serve"):
+            importlib.import_module(program.partition(":")[0])  # once for all of them, while the servers start
         if not options.scicat_url:
             self._run(self._standin(state, info)).wait_for_port(ports["scicat"])
         s3.wait_for_port(ports["s3"])
         temporal.wait_for_port(ports["ui"])
         temporal.wait_for_port(ports["temporal"])
         self._set_up()
-        for queues in ("workflows,catalogue,pack", "lts"):
-            self._run_worker(queues)
-        self._run(self._bridge()).wait_for_port(ports["bridge"])
+        workers = [self._run(self._worker(queues)) for queues in ("workflows,catalogue,pack", "lts")]
+        bridge = self._run(self._bridge())
+        for worker in workers:
+            self._wait_for_worker(worker)
+        bridge.wait_for_port(ports["bridge"])
         self.info = info
         devdir.write_private(self.folder / DEV_JSON, json.dumps(info, indent=1).encode())
 
     def _bridge(self) -> Child:
         command = [sys.executable, "-m", "cli.main", "-c", str(self.config), "bridge"]
         log = self.folder / "logs" / "bridge.log"
-        return Child("bridge", command, log, servers.clean_environment(PYTHONPATH=str(ROOT)))
+        return Child("bridge", command, log, servers.clean_environment(PYTHONPATH=str(ROOT)), python=BRIDGE)
 
     def _standin(self, state: devdir.State, info: dict[str, Any]) -> Child:
         command = [sys.executable, "-m", "archiver.catalogue.standin", "--port", str(state.ports["scicat"])]
@@ -147,7 +160,7 @@ class DevSystem:
             STANDIN_WEBHOOK_AUTH=f"Bearer {state.bridge_token}",
             PYTHONPATH=str(ROOT),
         )
-        return Child("SciCat stand-in", command, self.folder / "logs" / "scicat.log", environment)
+        return Child("SciCat stand-in", command, self.folder / "logs" / "scicat.log", environment, python=STANDIN)
 
     def _run(self, child: Child) -> Child:
         self._children.append(child)
@@ -155,12 +168,13 @@ class DevSystem:
         _heed()
         return child
 
-    def _run_worker(self, queues: str) -> None:
-        name = f"worker {queues}"
+    def _worker(self, queues: str) -> Child:
         log = self.folder / "logs" / f"worker-{queues.replace(',', '+')}.log"
         log.unlink(missing_ok=True)
         command = [sys.executable, str(ROOT / "worker.py"), "-c", str(self.config), "--queues", queues]
-        child = self._run(Child(name, command, log, servers.clean_environment()))
+        return Child(f"worker {queues}", command, log, servers.clean_environment(), python=WORKER)
+
+    def _wait_for_worker(self, child: Child) -> None:
         until = time.monotonic() + servers.STOP_SECONDS
         while True:
             try:
@@ -175,7 +189,8 @@ class DevSystem:
     def _set_up(self) -> None:
         command = [sys.executable, "-m", "cli.main", "-c", str(self.config), "setup"]
         log = self.folder / "logs" / "setup.log"
-        child = Child("archiver setup", command, log, servers.clean_environment(PYTHONPATH=str(ROOT))).start()
+        environment = servers.clean_environment(PYTHONPATH=str(ROOT))
+        child = Child("archiver setup", command, log, environment, python=SETUP).start()
         until = time.monotonic() + servers.START_SECONDS
         while child.exit_code is None and time.monotonic() < until:
             time.sleep(0.05)

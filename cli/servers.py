@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import ctypes
+import gc
+import importlib
 import os
 import signal
 import socket
 import subprocess
+import sys
 import time
-from collections.abc import Mapping
+import traceback
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from archiver.errors import OwnFault
@@ -69,23 +73,144 @@ def forget_callers_settings() -> None:
         del os.environ[key]
 
 
-class Child:
-    """A child process with its log file; started and stopped by pid."""
+class Forked:
+    """A child that was forked, with what ``Child`` uses of ``subprocess.Popen``."""
 
-    def __init__(self, name: str, command: list[str], log: Path, env: Mapping[str, str] | None = None) -> None:
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        """Its exit code; None while it runs."""
+        if self.returncode is None:
+            ended, status = os.waitpid(self.pid, os.WNOHANG)
+            if ended:
+                self.returncode = os.waitstatus_to_exitcode(status)
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Until it ended. Raises ``subprocess.TimeoutExpired``."""
+        until = None if timeout is None else time.monotonic() + timeout
+        while (code := self.poll()) is None:
+            if timeout is not None and until is not None and time.monotonic() > until:
+                raise subprocess.TimeoutExpired(str(self.pid), timeout)
+            time.sleep(0.01)
+        return code
+
+    def send_signal(self, signum: int) -> None:
+        """Nothing if it has ended: its pid may be another's by then."""
+        if self.poll() is None:
+            os.kill(self.pid, signum)
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self.send_signal(signal.SIGKILL)
+
+
+def can_fork(python: str) -> bool:
+    """Whether this process has imported it, and no thread that a fork would leave behind half-way through something."""
+    return python.partition(":")[0] in sys.modules and len(os.listdir("/proc/self/task")) == 1
+
+
+def fork(python: str, arguments: Sequence[str], log: int, environment: Mapping[str, str]) -> Forked:
+    """Run ``module:function`` in a child of its own session, as if it had been started with these arguments.
+
+    ``log``: the file descriptor that takes its output. The child has no other descriptor of ours, and our signals' handlers
+    neither. ``function`` is called without arguments and returns the exit code, or None.
+    """
+    parent = os.getpid()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    gc.freeze()  # memory that no collection touches stays shared
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, set(signal.Signals))
+    try:
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                die_with_parent()
+                if os.getppid() == parent:
+                    _become(arguments, log, environment)
+                    code = _run(python)
+            finally:
+                os._exit(code)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        gc.unfreeze()
+    return Forked(pid)
+
+
+def _become(arguments: Sequence[str], log: int, environment: Mapping[str, str]) -> None:
+    """In a forked child: leave what is the parent's."""
+    os.setsid()
+    null = os.open(os.devnull, os.O_RDONLY)
+    for source, target in ((null, 0), (log, 1), (log, 2)):
+        os.dup2(source, target)
+    os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+    sys.stdout = open(1, "w", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)  # noqa: SIM115
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.argv = list(arguments)
+    _be_listed_as(arguments)
+    signal.set_wakeup_fd(-1)
+    for signum in signal.Signals:
+        if callable(signal.getsignal(signum)):  # what is ignored stays so, as with any child
+            signal.signal(signum, signal.default_int_handler if signum == signal.SIGINT else signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
+def _be_listed_as(arguments: Sequence[str]) -> None:
+    """Let ``ps`` show these words instead of the parent's, as far as there is room for them."""
+    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    start, end = int(fields[45]), int(fields[46])  # arg_start and arg_end of proc_pid_stat(5)
+    room = end - start - 1
+    text = b"\0".join(os.fsencode(word) for word in arguments)[:room]
+    ctypes.memmove(start, text.ljust(room, b"\0"), room)
+
+
+def _run(python: str) -> int:
+    module, _, function = python.partition(":")
+    try:
+        code = getattr(importlib.import_module(module), function)()
+    except SystemExit as end:
+        code = end.code
+    except BaseException:  # noqa: BLE001  the last frame of a process
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return code if isinstance(code, int) else int(code is not None)
+
+
+class Child:
+    """A child process with its log file; started and stopped by pid.
+
+    ``python`` is what ``command`` runs, as ``module:function``, where that is a program of ours. A process that has no
+    threads and has imported it starts the child by a fork, which saves the imports: most of what a start costs.
+    """
+
+    def __init__(
+        self, name: str, command: list[str], log: Path, env: Mapping[str, str] | None = None, *, python: str = ""
+    ) -> None:
         self.name = name
         self.command = command
         self.log = log
         self._env = dict(env or clean_environment())
+        self._python = python
         self.started = 0.0
         """When, by the monotonic clock."""
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[bytes] | Forked | None = None
 
     def start(self) -> Child:
         """Start it (again)."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
         self.started = time.monotonic()
         with self.log.open("ab") as log:
+            if self._python and can_fork(self._python):
+                arguments = self.command[3:] if self.command[1] == "-m" else self.command[2:]
+                self._process = fork(self._python, [self.name, *arguments], log.fileno(), self._env)
+                return self
             self._process = subprocess.Popen(
                 self.command,
                 stdin=subprocess.DEVNULL,

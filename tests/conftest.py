@@ -16,6 +16,7 @@ from temporalio.service import RPCError
 
 from archiver.settings import S3Settings
 from cli import servers
+from tests.needs import not_run
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -54,10 +55,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
-    if session.config.getoption("--no-skips") and reporter is not None and reporter.stats.get("skipped"):
-        reporter.write_line("NOT RUN: skipped tests are no success here", red=True)
+    if session.config.getoption("--no-skips") and skipped(session.config):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """The last line: what was not run, and why."""
+    if line := not_run(skipped(config)):
+        print(line, "(a failure here)" if config.getoption("--no-skips") else "")
+
+
+def skipped(config: pytest.Config) -> list[pytest.TestReport]:
+    """The reports of tests that did not run; none in a process that pytest-xdist started."""
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    return [] if reporter is None else list(reporter.stats.get("skipped", ()))
 
 
 async def until_answers(address: str) -> Client:

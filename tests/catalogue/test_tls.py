@@ -17,11 +17,13 @@ from archiver.catalogue.line import Line
 from archiver.errors import CatalogueFault, SettingsInvalid
 from cli.servers import free_port
 from tests.catalogue.place import Place, scicat_settings
+from tests.needs import need
 
 
 @pytest.fixture
 def certificate(tmp_path: Path) -> Path:
     """A self-signed one for 127.0.0.1; its key lies beside it."""
+    need("openssl")
     command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=scicat"]
     command += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", "key.pem", "-out", "scicat.pem"]
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)

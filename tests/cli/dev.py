@@ -71,9 +71,9 @@ class Dev:
         words = {
             "temporal": "start-dev",
             "s3": "posix",
-            "scicat": "archiver.catalogue.standin",
-            "pack": "workflows,catalogue,pack",
-            "lts": "lts",
+            "scicat": "SciCat stand-in",
+            "pack": "worker workflows,catalogue,pack",
+            "lts": "worker lts",
             "bridge": "bridge",
         }
         running = self.running()

@@ -35,9 +35,9 @@ from cli.doctor.ground import Ground
 from cli.setup import set_up
 from tests.doctor.conftest import Catalogue
 from tests.doctor.ward import NEVER, Ward, everybody, polling, populate
+from tests.needs import need, run
 from tests.pipeline.faulty_s3 import EVER, FaultyS3, S3Fault
 from tests.pipeline.system import PASSWORD, USER
-from tests.storage.conftest import run
 
 FAIL, WARN = Outcome.FAIL, Outcome.WARN
 
@@ -176,6 +176,7 @@ async def test_a_paused_schedule_is_told_with_its_note(ward: Ward) -> None:
 @pytest.fixture
 async def mutual_tls(ward: Ward, tmp_path: Path) -> AsyncIterator[tuple[str, Path]]:
     """Temporal behind a proxy that asks for a client's certificate: its address, and the folder of the certificates."""
+    need("openssl")
     make = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
     # One certificate for server and client, and not the authority's own, which no TLS library takes for either.
     leaf = "-subj /CN=temporal -CA ca.pem -CAkey ca-key.pem -keyout key.pem -out cert.pem"

@@ -12,9 +12,10 @@ import pytest
 
 from archiver import model as m
 from archiver.settings import S3Settings
+from tests.needs import run
 from tests.pipeline.oracle import assert_archived, assert_clean
 from tests.pipeline.system import System
-from tests.storage.conftest import Disk, disk, run  # noqa: F401  a fixture
+from tests.storage.conftest import Disk, disk  # noqa: F401  a fixture
 
 FILES = {"raw/a.h5": os.urandom(4 * 2**20)}
 ALL_BUT_COPY = "workflows,catalogue,pack,lts-space,lts-verify,lts-bag"

@@ -24,7 +24,7 @@ SERVER = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 def missing() -> str:
     """Why it cannot run here; empty if it can."""
     if not SERVER.is_file() or shutil.which("epmd") is None:
-        return "there is no RabbitMQ server here (Debian: apt-get install --no-install-recommends rabbitmq-server)"
+        return "no RabbitMQ"
     return ""
 
 

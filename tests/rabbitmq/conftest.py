@@ -14,9 +14,9 @@ __all__ = ["system"]
 
 @pytest.fixture(scope="session")
 def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
-    """It starts in about 8 s. Where there is none, the tests say *not run*."""
+    """It starts in about 8 s. Where there is none, the tests are skipped."""
     if why := missing():
-        pytest.skip(f"not run: {why}")
+        pytest.skip(why)
     made = Broker(tmp_path_factory.mktemp("rabbitmq"))
     try:
         yield made.start()

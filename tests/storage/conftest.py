@@ -16,6 +16,7 @@ from archiver.errors import StagingFault
 from archiver.settings import LtsSettings, S3Settings
 from archiver.storage.lts_directory import FileSystemLts
 from archiver.storage.objects import Bucket
+from tests.needs import run
 
 SHUTDOWN = 0x8004587D
 """``FS_IOC_SHUTDOWN``; with flag 2 nothing more reaches the disk, not even the journal: a power cut."""
@@ -77,13 +78,6 @@ class Disk:
         """Off and on."""
         self.shut_down()
         self.remount()
-
-
-def run(*command: str) -> str:
-    """Run a tool to its good end; what it cannot do here is no success."""
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, f"NOT RUN: {' '.join(command)}: {done.stderr.strip()}"
-    return done.stdout
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.needs import need
 from tests.storage.conftest import new_lts
 
 CALLS = ["write", "pwrite64", "fsync", "fdatasync", "link", "linkat", "rename", "renameat", "renameat2"]
@@ -100,6 +101,7 @@ def wait_for(condition: object) -> None:
 
 @pytest.fixture(scope="module")
 def driver() -> Iterator[Driver]:
+    need("strace")
     made = Driver()
     yield made
     made.process.kill()

@@ -20,7 +20,8 @@ from archiver.storage import direct_write
 from archiver.storage import lts_directory as lts_module
 from archiver.storage.lts_directory import FileSystemLts
 from tests.datablock.making import packed
-from tests.storage.conftest import Disk, new_lts, run
+from tests.needs import run
+from tests.storage.conftest import Disk, new_lts
 
 PID = "20.500.1/a"
 BLOCK = "data/1.tar.gz"

@@ -22,7 +22,8 @@ from archiver.progress import Silent
 from archiver.settings import RetrievalSettings
 from archiver.storage import retrieval_directory
 from archiver.storage.retrieval_directory import MARKER, RetrievalDirectory, mark
-from tests.storage.conftest import Disk, run
+from tests.needs import run
+from tests.storage.conftest import Disk
 from tests.storage.delivering import HOSTILE, PID, SELECTION, deliver, file, give, pieces
 
 LARGE = os.urandom(5 * 2**20 + 12345)

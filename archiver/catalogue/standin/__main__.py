@@ -45,5 +45,10 @@ async def main() -> None:
     await serving
 
 
-if __name__ == "__main__":
+def run() -> None:
+    """The command line."""
     asyncio.run(main())
+
+
+if __name__ == "__main__":
+    run()
