@@ -165,7 +165,7 @@ def _be_listed_as(arguments: Sequence[str]) -> None:
     fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
     start, end = int(fields[45]), int(fields[46])  # arg_start and arg_end of proc_pid_stat(5)
     room = end - start - 1
-    text = b"\0".join(os.fsencode(word) for word in arguments)[:room]
+    text = "\0".join(arguments).encode("utf-8", "surrogateescape")[:room]
     ctypes.memmove(start, text.ljust(room, b"\0"), room)
 
 
