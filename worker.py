@@ -21,8 +21,7 @@ from pathlib import Path
 
 from temporalio.client import Client
 from temporalio.runtime import PrometheusConfig, Runtime, TelemetryConfig
-from temporalio.worker import Interceptor, Worker
-from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
+from temporalio.worker import Interceptor, UnsandboxedWorkflowRunner, Worker
 
 from activities.awake import Awake
 from activities.connection import connect
@@ -49,17 +48,6 @@ WORKFLOWS = [
     *(RetrieveJob, RetrieveDataset, RetrieveDatablock, VerifyDataset),
 ]
 SWEEPS = [Sweep, SweepLeftovers, SweepDataset, ExpireRetrieved]
-SANDBOX = SandboxedWorkflowRunner(
-    restrictions=SandboxRestrictions.default.with_passthrough_modules(
-        # Without state; imported anew they took half of the time that a workflow needs to begin.
-        "archiver.model",
-        "archiver.pids",
-        "archiver.retrieval",
-        "workflows.steps",
-        "workflows.tasks",
-        "workflows.visible",
-    )
-)
 
 logger = logging.getLogger("archiver.worker")
 
@@ -108,7 +96,7 @@ async def serving(
                 client,
                 task_queue=steps.WORKFLOWS,
                 workflows=[*WORKFLOWS, *SWEEPS],
-                workflow_runner=SANDBOX,
+                workflow_runner=UnsandboxedWorkflowRunner(),  # the sandbox stays in the tests: tests/sandbox.py
                 graceful_shutdown_timeout=timedelta(seconds=5),
                 identity=identity,
                 interceptors=interceptors,

@@ -7,13 +7,13 @@ import time
 from uuid import uuid4
 
 from temporalio.client import Client
-from temporalio.worker import Worker
+from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from archiver import model as m
 from archiver.catalogue.standin.store import Store
 from benchmarks.bench import TINY, Bench
 from benchmarks.table import Row
-from worker import SANDBOX, SWEEPS
+from worker import SWEEPS
 
 
 async def sweep(bench: Bench, jobs: int) -> list[Row]:
@@ -22,7 +22,7 @@ async def sweep(bench: Bench, jobs: int) -> list[Row]:
     ids = _submit(bench, await bench.facility.job([await bench.dataset(TINY)]), jobs)
     bench.system.start_workers(("catalogue",))
     queue = f"sweeps-{secrets.token_hex(4)}"
-    async with Worker(bench.client, task_queue=queue, workflows=SWEEPS, workflow_runner=SANDBOX):
+    async with Worker(bench.client, task_queue=queue, workflows=SWEEPS, workflow_runner=UnsandboxedWorkflowRunner()):
         seconds, swept = await _sweep(bench.client, queue)
         bench.say(f"sweep of {jobs} submitted jobs: {swept.started} started in {seconds:.1f} s")
         found = sorted([one.id async for one in bench.client.list_workflows("WorkflowType = 'ArchiveJob'")])

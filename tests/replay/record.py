@@ -26,8 +26,9 @@ from archiver import model as m
 from cli import servers
 from tests.replay import retrievals
 from tests.replay.wire import SNAPSHOT, snapshot
+from tests.sandbox import SANDBOX
 from tests.workflows.scripted import Script, content_error
-from worker import SANDBOX, WORKFLOWS
+from worker import WORKFLOWS
 from workflows import steps
 from workflows.visible import attributes
 

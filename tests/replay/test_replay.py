@@ -17,7 +17,8 @@ from temporalio.workflow import NondeterminismError, SandboxImportNotificationPo
 
 from tests.replay.record import HISTORIES, SCENARIOS
 from tests.replay.wire import SNAPSHOT, may_follow, snapshot
-from worker import SANDBOX, WORKFLOWS
+from tests.sandbox import SANDBOX
+from worker import WORKFLOWS
 
 RECORDED = sorted(HISTORIES.glob("*.json.gz"))
 
@@ -27,7 +28,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 async def replay(record: dict[str, Any]) -> None:
-    """As production would: its workflows, its sandbox, its converter."""
+    """As production would, with its workflows and its converter; in the sandbox."""
     replayer = Replayer(workflows=WORKFLOWS, workflow_runner=SANDBOX, data_converter=pydantic_data_converter)
     await replayer.replay_workflow(WorkflowHistory.from_json(record["workflow_id"], record["history"]))
 

@@ -10,7 +10,8 @@ from temporalio.worker import Worker
 
 from archiver import model as m
 from tests.pipeline.system import Overrides, System
-from worker import SANDBOX, SWEEPS
+from tests.sandbox import SANDBOX
+from worker import SWEEPS
 
 
 class Sweeper:

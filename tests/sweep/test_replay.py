@@ -9,9 +9,10 @@ from activities.sweep import DATASETS_PER_SWEEP
 from tests.pipeline.conftest import MakeSystem
 from tests.pipeline.moments import until
 from tests.pipeline.system import System
+from tests.sandbox import SANDBOX
 from tests.sweep.sweeping import sweeping
 from tests.sweep.test_leftovers import ANY_AGE, SMALL, leave
-from worker import SANDBOX, SWEEPS
+from worker import SWEEPS
 from workflows.sweep import FINDERS
 
 

@@ -10,8 +10,9 @@ import pytest
 from temporalio.client import Client
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
+from tests.sandbox import SANDBOX
 from tests.workflows.scripted import Script
-from worker import SANDBOX, WORKFLOWS
+from worker import WORKFLOWS
 from workflows import steps
 
 Serve = Callable[..., Awaitable[Client]]
