@@ -214,9 +214,18 @@ def test_nothing_waits_for_less_than_a_healthy_or_a_completed_service(model: Mod
 def test_images_are_pinned_and_of_the_versions_that_the_tests_run(model: Model) -> None:
     tags = {name: service["image"].rpartition(":")[2] for name, service in model["services"].items()}
     assert all(re.match(r"v?\d+\.\d+", tag) for tag in tags.values()), tags
-    assert f"v{tags['temporal']}" == PROGRAMS["temporal-server"].version
-    assert f"v{tags['temporal-schema']}" == PROGRAMS["temporal-sql"].version
-    assert tags["s3"] == PROGRAMS["versitygw"].version
+    assert tags["temporal"] == PROGRAMS["temporal-server"].release
+    assert tags["temporal-schema"] == PROGRAMS["temporal-sql"].release
+    assert tags["s3"] == f"v{PROGRAMS['versitygw'].release}"
+
+
+def test_dev_runs_the_same_minor_version_of_temporals_server_and_the_same_web_ui(model: Model) -> None:
+    tags = {name: service["image"].rpartition(":")[2] for name, service in model["services"].items()}
+    dev = PROGRAMS["temporal"].version
+    assert dev is not None
+    assert tags["temporal"].split(".")[:2] == [str(number) for number in dev[:2]]
+    answer = subprocess.run([obtain("temporal"), "--version"], capture_output=True, text=True).stdout
+    assert f"UI {tags['temporal-ui']}" in answer
 
 
 def test_our_image_installs_nothing_unlocked_and_runs_as_nobody_in_particular(model: Model) -> None:
