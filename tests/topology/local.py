@@ -91,6 +91,7 @@ class Topology:
         if variable.endswith(("_HOST", "_SEEDS")):
             return "127.0.0.1"
         for host, port in PORTS.items():
+            text = text.replace(f"localhost:{port}", self.address(host))
             text = text.replace(f"{host}:{port}", self.address(host))
             if variable.endswith("_PORT") and text == port:
                 return str(self.ports[host])

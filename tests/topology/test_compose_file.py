@@ -282,6 +282,27 @@ def test_scicat_is_told_where_the_bridge_listens_and_the_token_that_the_bridge_k
     assert set(bridge["networks"]) & set(model["services"]["scicat"]["networks"])
 
 
+def test_links_to_retrieved_data_begin_as_requesters_reach_the_s3_server(variables: dict[str, str]) -> None:
+    def told(**more: str) -> set[str]:
+        services = compose.resolve({**variables, **more})["services"]
+        return {services[name]["environment"]["ARCHIVER_RETRIEVAL__PUBLIC_ENDPOINT"] for name in compose.OURS}
+
+    assert told() == {"http://localhost:7070"}
+    assert told(S3_PORT="9000") == {"http://localhost:9000"}
+    assert told(S3_PUBLIC_URL="https://s3.example.org") == {"https://s3.example.org"}
+
+
+def test_scicat_is_told_how_to_send_mails_and_where_their_links_lead(model: Model, variables: dict[str, str]) -> None:
+    """The names of backend-next's configuration.ts."""
+    sites = {"SMTP_HOST": "smtp.example.org", "SMTP_PORT": "465", "SMTP_SECURE": "yes", "EMAIL_FROM": "a@example.org"}
+    environment = compose.resolve({**variables, **sites, "SCICAT_FRONTEND_PUBLIC_URL": "https://scicat.example.org"})
+    told = environment["services"]["scicat"]["environment"]
+    assert {name: told[name] for name in sites} == sites
+    assert told["EMAIL_TYPE"] == "smtp"
+    assert told["SCICAT_FRONTEND_URL"] == "https://scicat.example.org"
+    assert model["services"]["scicat"]["environment"]["SMTP_HOST"] == ""
+
+
 def test_scicats_frontend_is_told_where_the_backend_is_and_that_there_are_jobs(model: Model) -> None:
     config = json.loads(model["configs"]["scicat_frontend"]["content"])
     assert config == {"lbBaseURL": "http://localhost:3000", "jobsEnabled": True, "archiveWorkflowEnabled": True}
