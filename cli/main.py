@@ -275,7 +275,7 @@ def _submit(
 
 @app.command()
 def verify(pid: Annotated[str, typer.Argument(help="An archived dataset.", metavar="PID")]) -> None:
-    """Read a dataset on the LTS again and compare: 0 good, 8 bad, 1 could not be checked. Changes nothing."""
+    """Read a dataset on the LTS again, compare, and count its files against SciCat's: 0 good, 8 bad, 1 could not be checked."""
     from activities.connection import connect
     from cli import verify as check
 

@@ -39,7 +39,8 @@ class S3Fault:
     late: float = 0
     """The answer's Date is so many seconds ahead."""
     before: Callable[[], None] | None = None
-    """Called before the request is passed on."""
+    """Called before the request is passed on; ``at`` too, with its unquoted path."""
+    at: Callable[[str], None] | None = None
     befell: int = 0
 
 
@@ -60,6 +61,8 @@ class FaultyS3:
                 fault = proxy._fault(self.command, unquote(self.path))
                 if fault is not None and fault.before is not None:
                     fault.before()
+                if fault is not None and fault.at is not None:
+                    fault.at(unquote(self.path))
                 if fault is not None and fault.status:
                     data = f"<Error><Code>Fault</Code><Message>{fault.message}</Message></Error>".encode()
                     self._answer(fault.status, [("Content-Type", "application/xml")], data)

@@ -52,10 +52,34 @@ async def test_what_is_as_it_was_is_good_and_nothing_is_touched(served: System) 
     await served.archive(pid)
     before = everything(served, pid), await served.record(pid)
     done = await verify(served.client, served.settings, pid)
-    assert (done.outcome, done.datablocks, done.files) == ("good", 2, 3)
+    assert (done.outcome, done.datablocks, done.files, done.catalogue) == ("good", 2, 3, "same")
+    assert "the files are those of SciCat's origdatablocks" in lines(done)
     assert done.size_bytes == sum(map(len, FILES.values()))
     assert (everything(served, pid), await served.record(pid)) == before
     assert CODES[done.outcome] == 0
+
+
+@pytest.mark.parametrize("change", ["a file more", "a file less", "another size", "another name"])
+async def test_p4_an_archive_that_is_whole_but_not_what_the_catalogue_lists_is_bad(served: System, change: str) -> None:
+    pid = await served.dataset(FILES, files_per_block=1)
+    await served.archive(pid)
+    store = served.standin.store
+    first = min(store.all("origdatablocks", pid), key=lambda block: str(block["dataFileList"][0]["path"]))
+    entry, (path, data) = dict(first["dataFileList"][0]), min(FILES.items())
+    assert entry["path"] == path
+    if change == "a file more":
+        new = {**first, "_id": f"more-{pid}", "dataFileList": [served.entry("more", b"")]}
+        assert store.insert("origdatablocks", new["_id"], new, parent=pid)
+    else:
+        store.delete("origdatablocks", first["_id"])
+        changed = {"another size": {"size": len(data) + 1}, "another name": {"path": "A.txt"}}.get(change)
+        if changed:
+            new = {**first, "_id": f"new-{pid}", "dataFileList": [{**entry, **changed}]}
+            assert store.insert("origdatablocks", new["_id"], new, parent=pid)
+    done = await verify(served.client, served.settings, pid)
+    assert (done.outcome, done.bad, done.unknown, done.catalogue) == ("bad", [], [], "differs")
+    assert "list other files than were archived" in done.messages[0]
+    assert "NOT those of SciCat's origdatablocks" in lines(done)
 
 
 @pytest.mark.parametrize("name", ["2.tar.gz", "2.manifest.jsonl.gz"])
