@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 RUNS := $(VENV)/.runs
 STAMP := $(VENV)/.installed
 
-.PHONY: setup begin-servers servers servers-topology demo test test-full test-topology test-scale lint record-histories cancel-table benchmark lock clean
+.PHONY: setup begin-servers servers servers-topology demo test test-full test-topology test-scicat test-scale lint record-histories cancel-table benchmark lock clean
 
 setup: $(STAMP)
 
@@ -61,6 +61,12 @@ test: begin-servers setup servers
 # docker-compose.yml as local processes: Temporal's production server on PostgreSQL (Debian: apt-get install postgresql).
 test-topology: servers-topology
 	@$(BIN)/python -m pytest -m topology $(PYTEST)
+
+# Against a SciCat of yours, for tests only: make test-scicat SCICAT_URL=http://host:3000, with SCICAT_USERNAME and
+# SCICAT_PASSWORD, or SCICAT_TOKEN, in the environment (docs/scicat.md). What it cannot try is NOT RUN, and no success.
+test-scicat: servers setup
+	@test -n "$(SCICAT_URL)" || { echo "error    SCICAT_URL is needed"; echo "next     make test-scicat SCICAT_URL=http://host:3000"; exit 2; }
+	@$(BIN)/python -m pytest --no-skips --scicat "$(SCICAT_URL)" tests/live $(PYTEST)
 
 test-scale: servers setup
 	@$(BIN)/python -m pytest -m scale $(PYTEST)

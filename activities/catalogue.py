@@ -17,6 +17,7 @@ from archiver import model as m
 from archiver.catalogue import payloads
 from archiver.catalogue.admission import NOT_YET, Admission, admit, is_foreign
 from archiver.catalogue.client import SciCat
+from archiver.catalogue.payloads import Counters
 from archiver.catalogue.records import Dataset, Job
 from archiver.datablock.contents import Counting
 from archiver.datablock.files import CatalogueFile, path_key, write_lines
@@ -188,7 +189,7 @@ class CatalogueActivities:
         return is_foreign(dataset.lifecycle.storage_location, self._settings.archive)
 
     async def _already(self, dataset: Dataset) -> m.BeginDatasetResult:
-        """P3: an archived dataset is a success that changes nothing, if its datablocks are there."""
+        """P3: an archived dataset is a success that changes nothing, if its datablocks are there and its counters right."""
         datablocks = await self._scicat.datablocks(dataset.pid)
         if not datablocks:
             raise CatalogueFault(
@@ -198,14 +199,18 @@ class CatalogueActivities:
                 next_step="compare SciCat with the LTS; nothing was changed",
                 retryable=False,
             )
-        files = dataset.number_of_files_archived or 0
+        files, size = sum(block.files for block in datablocks), sum(block.size for block in datablocks)
+        packed = sum(block.packed_size for block in datablocks)
+        right = await self._scicat.right_counters(dataset, Counters(size, files, packed, files))
+        mended = await self._scicat.patch_counters(dataset.pid, right)
+        changed = "its counters in SciCat were put right" if mended else "nothing changed"
         return m.BeginDatasetResult(
             state="already",
-            message=f"was archived before: {len(datablocks)} datablocks, {files} files; nothing changed",
+            message=f"was archived before: {len(datablocks)} datablocks, {files} files; {changed}",
             datablocks=len(datablocks),
             files=files,
-            size_bytes=sum(block.size for block in datablocks),
-            packed_bytes=sum(block.packed_size for block in datablocks),
+            size_bytes=size,
+            packed_bytes=packed,
         )
 
     @activity.defn(name="read-origdatablocks")
@@ -302,7 +307,7 @@ class CatalogueActivities:
                 )
             files = sum(block.files for block in datablocks)
             packed = sum(block.packed_size for block in datablocks)
-            await self._scicat.patch_counters(request.pid, packed_size=packed, files_archived=files)
+            await self._scicat.patch_counters(request.pid, Counters(now.size_bytes, now.files, packed, files))
         return m.RegisterResult(
             datablocks=len(datablocks),
             files=files,

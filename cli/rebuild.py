@@ -159,7 +159,7 @@ def lines(done: Rebuilt, *, apply: bool) -> str:
     rows += [f"    {archive_id}" for archive_id in done.missing[:SHOWN]]
     if len(done.missing) > SHOWN:
         rows.append(f"    and {len(done.missing) - SHOWN} more")
-    rows += [f"    {name} {'-' if was is None else was} -> {right}" for name, (was, right) in done.counters.items()]
+    rows += [f"    {name} {was} -> {right}" for name, (was, right) in done.counters.items()]
     if done.status is not None:
         rows.append(f"    archiveStatusMessage {done.status or '-'} -> datasetOnArchiveDisk")
     return "\n".join([*rows, *(f"    {note}" for note in done.notes)])

@@ -20,6 +20,7 @@ from tests.needs import not_run
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--scicat", default="", help="URL of a SciCat for tests/live, instead of the stand-in")
     parser.addoption("--no-skips", action="store_true", help="a test that did not run is a failure (CI)")
 
 

@@ -1,7 +1,7 @@
-"""The SciCat client: about fifteen calls over ``httpx.AsyncClient``, with all that scicat-contract.md warns of.
+"""The SciCat client: about fifteen calls over ``httpx``.
 
-A 403 may mean an expired token, an empty list may mean no rights, a 500 may mean a body too large, and an answer that did
-not come may hide a write that was done: so 403 logs in once more, lists are compared with counts, and writes are read back.
+A 401 or 403 may mean an expired token, an empty list may mean no rights, a 500 may mean a body too large, and an answer that
+did not come may hide a write that was done: so both log in once more, lists are compared with counts, and writes are read back.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from urllib.parse import quote
 import httpx
 
 from archiver.catalogue import payloads, queries
+from archiver.catalogue.payloads import Counters
 from archiver.catalogue.queries import BLOCKS_AT_ONCE, Query
 from archiver.catalogue.records import Datablock, Dataset, Job, JobHead, OrigDatablock
 from archiver.catalogue.session import ADMIN, QUICK_TRIES, TOO_LARGE, Session, no_route, words
@@ -182,10 +183,43 @@ class SciCat:
         # 409: older backends, if nothing changes.
         await self._session.read("PATCH", path, json_body=fields, allow=(409,))
 
-    async def patch_counters(self, pid: str, *, packed_size: int, files_archived: int) -> None:
-        """Put the dataset's counters right: SciCat's own sums lose updates (contract 2.6). May be repeated."""
-        fields = payloads.counters(packed_size, files_archived)
-        await self._session.read("PATCH", f"/api/v4/datasets/{_segment(pid)}", json_body=fields)
+    async def patch_counters(self, pid: str, right: Counters) -> bool:
+        """Bring the dataset's counters to ``right``: read, compare, write only if one differs, look again.
+
+        Returns whether they were written. May be repeated. Raises ``CatalogueFault`` if SciCat does not keep them.
+        """
+        path = f"/api/v4/datasets/{_segment(pid)}"
+        for tries in range(QUICK_TRIES + 1):
+            dataset = await self.dataset(pid)
+            if dataset is None:
+                raise self._session.fault(
+                    f"SciCat has no dataset {pid} any more", "the dataset", "none", retryable=False
+                )
+            if (there := Counters.of(dataset)) == right:
+                return tries > 0
+            if tries < QUICK_TRIES:
+                await self._session.read("PATCH", path, json_body=right.payload())
+        raise self._session.fault(
+            f"SciCat does not keep the counters of dataset {pid}",
+            f"{right.payload()}",
+            f"{there.payload()}",
+            next_step="see who else writes to it; retried",
+        )
+
+    async def right_counters(self, dataset: Dataset, archived: Counters) -> Counters:
+        """What the counters ought to be where the datablocks sum up to ``archived``.
+
+        ``size`` and ``numberOfFiles`` stay where SciCat has some. Where it has 0, as earlier versions of ours and other
+        writers left it, they are summed over the origdatablocks, or taken from ``archived`` if there are none any more.
+        """
+        size, files = dataset.size or 0, dataset.number_of_files or 0
+        if not files:
+            listed = 0
+            async for block in self.origdatablocks(dataset.pid):
+                for entry in block.catalogue_files(dataset.pid):
+                    files, listed = files + 1, listed + entry.size
+            size = size or listed
+        return archived._replace(size=size or archived.size, files=files or archived.files)
 
     # --- origdatablocks -----------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Iterable
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from archiver import model as m
 from archiver.catalogue.records import Dataset, Job
@@ -38,6 +38,8 @@ ROOM_FOR_LINKS = 2400
 MAX_SUMMARY_BYTES = 700
 MAX_OUTCOME_BYTES = 600
 MAX_STOP_BYTES = 150
+COUNTERS = ("size", "numberOfFiles", "packedSize", "numberOfFilesArchived")
+"""SciCat's names of ``Counters``, in their order."""
 SIGNED = ("result", "downloadScript", "validUntil")
 """What holds links. Each try signs them anew: of one and the same ``run`` of a job they are not compared, or users would get
 a mail for each try."""
@@ -247,9 +249,23 @@ def lifecycle_retrieve_failed(request: w.FailRetrieveRequest) -> Payload:
     }
 
 
-def counters(packed_size: int, files_archived: int) -> Payload:
-    """The dataset's own sums (contract 2.6)."""
-    return {"packedSize": packed_size, "numberOfFilesArchived": files_archived}
+class Counters(NamedTuple):
+    """A dataset's own sums: bytes and files of its origdatablocks, bytes and files of its datablocks."""
+
+    size: int
+    files: int
+    packed_size: int
+    files_archived: int
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> Counters:
+        """As SciCat has them; what it does not have is 0."""
+        archived = (dataset.packed_size or 0, dataset.number_of_files_archived or 0)
+        return cls(dataset.size or 0, dataset.number_of_files or 0, *archived)
+
+    def payload(self) -> Payload:
+        """All of them, always: SciCat sets to 0 what a patch of a dataset leaves out."""
+        return dict(zip(COUNTERS, self, strict=True))
 
 
 def version_text(record: DatablockRecord, format: str) -> str:

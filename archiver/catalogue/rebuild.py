@@ -16,6 +16,7 @@ from archiver import model as m
 from archiver.catalogue import payloads
 from archiver.catalogue.admission import NOT_YET, is_foreign
 from archiver.catalogue.client import SciCat
+from archiver.catalogue.payloads import Counters
 from archiver.catalogue.records import Dataset
 from archiver.datablock.manifest import ManifestReader
 from archiver.errors import CatalogueFault, IntegrityMismatch, Refused, UnknownDataset
@@ -42,7 +43,7 @@ class Rebuilt:
     datablocks: int
     missing: list[str] = field(default_factory=list)
     """archiveIds of which SciCat had no record."""
-    counters: dict[str, tuple[int | None, int]] = field(default_factory=dict)
+    counters: dict[str, tuple[int, int]] = field(default_factory=dict)
     status: str | None = None
     """The dataset's archiveStatusMessage, where it was not archived."""
     notes: list[str] = field(default_factory=list)
@@ -92,7 +93,7 @@ class Rebuilding:
                 f"SciCat counts {dataset.number_of_files} files of the dataset (it looks at 100 origdatablocks), "
                 f"the bag holds {sums.files}"
             )
-        done.counters = _counters(dataset, sums)
+        done.counters = _counters(dataset, await self._right_counters(dataset, sums))
         done.status = None if _archived(dataset) else dataset.lifecycle.archive_status_message
         if self._apply:
             for archive_id in done.missing:
@@ -160,6 +161,9 @@ class Rebuilding:
             )
         return sums
 
+    async def _right_counters(self, dataset: Dataset, sums: Sums) -> Counters:
+        return await self._scicat.right_counters(dataset, Counters(sums.size, sums.files, sums.packed, sums.files))
+
     def _payload(self, bag: Bag, archive_id: str, dataset: Dataset) -> Document:
         """The record as it is registered when the dataset is archived."""
         record, manifest = read_datablock(self._lts, bag, archive_id)
@@ -197,10 +201,10 @@ class Rebuilding:
             )
         for _ in range(ROUNDS):
             dataset = await self._dataset(bag.pid)
-            if not (wrong := _counters(dataset, sums)) and _archived(dataset):
+            right = await self._right_counters(dataset, sums)
+            if not _counters(dataset, right) and _archived(dataset):
                 return
-            if wrong:
-                await self._scicat.patch_counters(bag.pid, packed_size=sums.packed, files_archived=sums.files)
+            await self._scicat.patch_counters(bag.pid, right)
             if not _archived(dataset):
                 fields = payloads.lifecycle_archived(_finished(bag, sums), self._archive.storage_location)
                 await self._scicat.patch_lifecycle(bag.pid, fields)
@@ -270,11 +274,10 @@ def _archived(dataset: Dataset) -> bool:
     return dataset.lifecycle.retrievable and dataset.lifecycle.archive_status_message == payloads.ARCHIVED
 
 
-def _counters(dataset: Dataset, sums: Sums) -> dict[str, tuple[int | None, int]]:
-    """Those of the dataset's counters that are not the sums of its datablocks."""
-    right = payloads.counters(sums.packed, sums.files)
-    there = {"packedSize": dataset.packed_size, "numberOfFilesArchived": dataset.number_of_files_archived}
-    return {name: (there[name], value) for name, value in right.items() if there[name] != value}
+def _counters(dataset: Dataset, right: Counters) -> dict[str, tuple[int, int]]:
+    """Those of the dataset's counters that are not as they ought to be: what is there, and what is right."""
+    there = Counters.of(dataset).payload()
+    return {name: (there[name], value) for name, value in right.payload().items() if there[name] != value}
 
 
 def _finished(bag: Bag, sums: Sums) -> m.FinishDatasetRequest:

@@ -1,7 +1,7 @@
 """Calls to SciCat's HTTP edge: account, quick retries, bounded answers, and errors that say what to do.
 
-SciCat takes the bearer of a bad token for anonymous, so a 403 logs in once more (contract 4); errors have four shapes, and
-a proxy may say anything at all (contract 5).
+SciCat takes the bearer of a bad token for anonymous, and says 403; an expired one it refuses with 401 from 5.2 on, and takes
+for a bad one before. So both log in once more. Errors have four shapes, and a proxy may say anything at all.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class Session:
     async def whoami(self) -> dict[str, Any]:
         """Our account as SciCat sees it. Raises ``CatalogueFault`` if it sees none even after another login.
 
-        SciCat does not refuse a token that is bad or expired: it takes the caller for anonymous (contract 4).
+        SciCat may not refuse a token that is bad or expired, but take the caller for anonymous.
         """
         for last in (False, True):
             _, answer = await self.read("GET", "/api/v3/auth/whoami", empty_ok=True)
@@ -159,7 +159,7 @@ class Session:
         json_body: dict[str, Any] | None = None,
         allow: tuple[int, ...] = (),
     ) -> tuple[int, Any]:
-        """One call; 403 logs in once more and tries again (contract 4). Raises ``CatalogueFault``."""
+        """One call; 401 and 403 log in once more and try again. Raises ``CatalogueFault``."""
         for last in (False, True):
             token = await self._valid_token()
             sent = self._send(method, path, token, params, json_body)
@@ -171,7 +171,15 @@ class Session:
         if 200 <= status < 300 or status in allow:
             return status, body
         what = f"{method} {path}"
-        if status in (401, 403):
+        if status == 401:
+            raise self.fault(
+                f"SciCat does not accept our token for {what}",
+                "a token that it gave and that has not expired",
+                f"status {status}: {words(body)}",
+                next_step="renew scicat.token; with scicat.username: see that the clocks of SciCat's machines agree",
+                retryable=False,
+            )
+        if status == 403:
             right = next(right for pattern, right in RIGHTS if re.match(pattern, what))
             raise self.fault(
                 f"SciCat refuses {what}",

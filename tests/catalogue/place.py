@@ -25,6 +25,8 @@ ACCOUNTS = (
     Account(MANAGER, PASSWORD, archivemanager=True),
     Account(USER, PASSWORD, groups=("p1",)),
 )
+BAD_LIST = {"4.27": 400, "5.2": 422, "master": 422}
+"""What each version answers to a job whose dataset list is wrong."""
 TIME = "2026-01-01T12:00:00.000Z"
 
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from archiver.catalogue import client, payloads
 from archiver.catalogue.client import SciCat
+from archiver.catalogue.payloads import Counters
 from archiver.catalogue.queries import PAGE
 from archiver.catalogue.session import QUICK_TRIES
 from archiver.catalogue.standin.app import Account, Fault, StandInSettings
@@ -95,7 +96,7 @@ async def test_a_token_that_expires_between_any_two_calls_hides_no_block(
         if request.method == "GET" and request.url.path.endswith("datablocks"):
             asked += 1
             if asked == when:
-                place.standin.tokens.clear()
+                place.standin.expire_tokens()
         return await onwards(request)
 
     monkeypatch.setattr(place.line, "handle_async_request", expire)
@@ -264,7 +265,7 @@ BEFALLS: dict[str, Callable[[Place], None]] = {
     "500 and not done": lambda place: place.standin.faults.append(Fault("PATCH", "/jobs/", status=500)),
     "503 twice and not done": lambda place: place.standin.faults.append(Fault("PATCH", "/jobs/", status=503, times=2)),
     "no connection": lambda place: place.line.breaks.append(Break("PATCH", "/jobs/", httpx.ConnectError, done=False)),
-    "an expired token": lambda place: place.standin.tokens.clear(),
+    "an expired token": lambda place: place.standin.expire_tokens(),
     "done, then reset, then the reading fails twice": reset_and_ill,
 }
 
@@ -367,11 +368,83 @@ async def test_a_409_to_a_lifecycle_that_does_not_change_is_a_success_of_older_b
     assert place.line.count("PATCH", "/datasetlifecycle") == 1
 
 
+ORIGINAL = {"size": 20, "numberOfFiles": 2}
+"""Of the two files that a dataset of ``place`` has."""
+
+
+async def counters(place: Place, pid: str) -> dict[str, Any]:
+    """The dataset's counters as SciCat has them."""
+    dataset = (await place.ask("GET", at(pid))).json()
+    return {name: dataset[name] for name in payloads.COUNTERS}
+
+
+async def test_counters_that_are_right_are_not_written(place: Place) -> None:
+    pid = await place.dataset(blocks=1)
+    await place.datablocks(pid, 1)
+    async with place.scicat() as scicat:
+        assert not await scicat.patch_counters(pid, Counters(20, 2, 12, 2))
+    assert place.line.count("PATCH", "/datasets/") == 0
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        {"size": 0, "numberOfFiles": 0, "packedSize": 12},
+        {**ORIGINAL, "packedSize": 7},
+        {**ORIGINAL, "packedSize": 12, "numberOfFilesArchived": 9},
+    ],
+)
+async def test_whichever_counter_is_wrong_all_are_right_afterwards_and_none_is_0(
+    place: Place, before: dict[str, Any]
+) -> None:
+    pid = await place.dataset(blocks=1)
+    await place.datablocks(pid, 1)
+    await place.ask("PATCH", at(pid), before)
+    async with place.scicat() as scicat:
+        assert await scicat.patch_counters(pid, Counters(20, 2, 12, 2))
+    assert await counters(place, pid) == {**ORIGINAL, "packedSize": 12, "numberOfFilesArchived": 2}
+    assert place.line.count("PATCH", "/datasets/") == 1
+
+
+async def test_a_counter_that_another_writer_takes_back_is_set_again_and_a_stubborn_one_is_a_fault(
+    place: Place,
+) -> None:
+    pid = await place.dataset(blocks=1)
+    place.standin.faults.append(Fault("PATCH", "/datasets/", status=200, body={}))
+    async with place.scicat() as scicat:
+        assert await scicat.patch_counters(pid, Counters(20, 2, 12, 2))
+        place.standin.faults.append(Fault("PATCH", "/datasets/", status=200, body={}, times=99))
+        with pytest.raises(CatalogueFault, match="does not keep the counters") as caught:
+            await scicat.patch_counters(pid, Counters(20, 2, 13, 2))
+    assert caught.value.retryable
+
+
+async def test_counters_of_a_dataset_that_is_gone_are_a_fault_that_stays(place: Place) -> None:
+    async with place.scicat() as scicat:
+        with pytest.raises(CatalogueFault) as caught:
+            await scicat.patch_counters("un/known", Counters(1, 1, 1, 1))
+    assert not caught.value.retryable
+
+
+async def test_zeroed_size_and_number_of_files_come_from_the_origdatablocks_or_the_datablocks(place: Place) -> None:
+    archived = Counters(20, 2, 12, 2)
+    zeroed = {"size": 0, "numberOfFiles": 0}
+    many, none = await place.dataset(blocks=150, files=1), await place.dataset()
+    kept = await place.dataset(blocks=150, files=1)
+    async with place.scicat() as scicat:
+        for pid, right in ((many, (1500, 150)), (none, (20, 2)), (kept, (1000, 100))):
+            if pid != kept:
+                await place.ask("PATCH", at(pid), zeroed)
+            dataset = await scicat.dataset(pid)
+            assert dataset is not None
+            assert await scicat.right_counters(dataset, archived) == archived._replace(size=right[0], files=right[1])
+
+
 async def test_counters_are_put_right_and_the_lifecycle_stays(place: Place) -> None:
     pid = await place.dataset()
     await place.ask("PATCH", at(pid, more="/datasetlifecycle"), {"retrievable": True})
     async with place.scicat() as scicat:
-        await scicat.patch_counters(pid, packed_size=12, files_archived=3)
+        assert await scicat.patch_counters(pid, Counters(20, 2, 12, 3))
         dataset = await scicat.dataset(pid)
     assert dataset is not None
     assert (dataset.packed_size, dataset.number_of_files_archived) == (12, 3)
@@ -393,7 +466,7 @@ REGISTERED: dict[str, tuple[bool, Callable[[Place], None]]] = {
         False,
         lambda place: place.standin.faults.append(Fault("POST", "k", status=200, raw=b"<html>", execute=True)),
     ),
-    "an expired token": (True, lambda place: place.standin.tokens.clear()),
+    "an expired token": (True, lambda place: place.standin.expire_tokens()),
 }
 
 
@@ -596,7 +669,7 @@ CALLS: list[Call] = [
     lambda s: s.create_datablock(datablock("a/b")),
     lambda s: s.update_job("j", FINISHED),
     lambda s: s.patch_lifecycle("a/b", {"archivable": False}),
-    lambda s: s.patch_counters("a/b", packed_size=1, files_archived=1),
+    lambda s: s.patch_counters("a/b", Counters(1, 1, 1, 1)),
     lambda s: s.create_job("archive", ["a/b"], owner_group="p1"),
     lambda s: s.whoami(),
 ]

@@ -134,7 +134,25 @@ async def test_a_dry_run_tells_all_that_would_be_done_and_writes_nothing(place: 
     assert (writes(place), said(place)) == ([], before)
     assert dry == await rebuilt(place, root), "and what is done is what was told"
     assert dry.status == "datasetCreated"
-    assert set(dry.counters) == {"packedSize", "numberOfFilesArchived"}
+    assert set(dry.counters) == {"size", "numberOfFiles", "packedSize", "numberOfFilesArchived"}
+
+
+@pytest.mark.parametrize("zeroed", [("size", "numberOfFiles"), ("packedSize",), ("numberOfFilesArchived",)])
+async def test_counters_that_were_zeroed_are_mended_and_none_is_set_to_0(
+    place: Place, root: Path, zeroed: tuple[str, ...]
+) -> None:
+    await place.dataset(pid=PID)
+    archived(root, PID)
+    await rebuilt(place, root)
+    right = place.standin.store.get("datasets", PID)
+    assert right is not None
+    assert all(right[name] for name in payloads.COUNTERS)
+    place.standin.store.put("datasets", PID, right | dict.fromkeys(zeroed, 0))
+    done = await rebuilt(place, root)
+    assert done.counters == {name: (0, right[name]) for name in zeroed}
+    now = place.standin.store.get("datasets", PID)
+    assert now is not None
+    assert {name: now[name] for name in payloads.COUNTERS} == {name: right[name] for name in payloads.COUNTERS}
 
 
 @pytest.mark.parametrize("apply", [True, False])
@@ -590,7 +608,7 @@ async def test_a_token_that_expires_at_any_call_makes_nothing_missing(
 
     async def expire(request: httpx.Request) -> httpx.Response:
         if "datablocks" in request.url.path:
-            place.standin.tokens.clear()
+            place.standin.expire_tokens()
         return await onwards(request)
 
     monkeypatch.setattr(place.line, "handle_async_request", expire)

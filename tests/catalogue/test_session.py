@@ -14,8 +14,9 @@ import pytest
 
 from archiver.catalogue import payloads, session
 from archiver.catalogue.client import SciCat
+from archiver.catalogue.payloads import Counters
 from archiver.catalogue.session import QUICK_TRIES
-from archiver.catalogue.standin.app import Fault
+from archiver.catalogue.standin.app import Account, Fault
 from archiver.errors import ArchiverError, CatalogueFault, SettingsInvalid
 from tests.catalogue.place import (
     MANAGER,
@@ -97,7 +98,7 @@ CALLS: dict[str, Callable[[SciCat, str, str], Awaitable[Any]]] = {
     "dataset": lambda scicat, pid, job: scicat.dataset(pid),
     "update_job": lambda scicat, pid, job: scicat.update_job(job, payloads.job_update("inProgress", "m")),
     "patch_lifecycle": lambda scicat, pid, job: scicat.patch_lifecycle(pid, {"archivable": False}),
-    "patch_counters": lambda scicat, pid, job: scicat.patch_counters(pid, packed_size=1, files_archived=1),
+    "patch_counters": lambda scicat, pid, job: scicat.patch_counters(pid, Counters(1, 1, 1, 1)),
     "create_datablock": lambda scicat, pid, job: scicat.create_datablock(datablock(pid)),
     "datablocks": lambda scicat, pid, job: scicat.datablocks(pid),
     "create_job": lambda scicat, pid, job: scicat.create_job("archive", [pid], owner_group="p1"),
@@ -113,16 +114,17 @@ async def test_a_token_that_expired_in_the_middle_costs_one_login_and_no_error(
     job = await place.job(pid)
     async with place.scicat() as scicat:
         await scicat.whoami()
-        place.standin.tokens.clear()
+        place.standin.expire_tokens()
         await call(scicat, pid, job)
     assert place.line.count("POST", LOGIN) == 2
 
 
+STRANGER = "stranger"
 RIGHTS: list[tuple[str, str, Callable[[SciCat, str, str], Awaitable[Any]]]] = [
     (USER, "UPDATE_JOB_PRIVILEGED_GROUPS", lambda s, pid, job: s.update_job(job, payloads.job_update("a", "b"))),
-    (USER, "UPDATE_DATASET_LIFECYCLE_GROUPS", lambda s, pid, job: s.patch_lifecycle(pid, {"archivable": False})),
+    (STRANGER, "UPDATE_DATASET_LIFECYCLE_GROUPS", lambda s, pid, job: s.patch_lifecycle(pid, {"archivable": False})),
     (MANAGER, "CREATE_DATASET_PRIVILEGED_GROUPS", lambda s, pid, job: s.create_datablock(datablock(pid))),
-    (MANAGER, "ADMIN_GROUPS", lambda s, pid, job: s.patch_counters(pid, packed_size=1, files_archived=1)),
+    (MANAGER, "ADMIN_GROUPS", lambda s, pid, job: s.patch_counters(pid, Counters(1, 1, 1, 1))),
     (MANAGER, "ADMIN_GROUPS", lambda s, pid, job: anext(s.origdatablocks(pid))),
 ]
 
@@ -131,6 +133,7 @@ RIGHTS: list[tuple[str, str, Callable[[SciCat, str, str], Awaitable[Any]]]] = [
 async def test_a_403_logs_in_once_more_and_then_names_the_right_that_is_missing(
     place: Place, name: str, right: str, call: Callable[[SciCat, str, str], Awaitable[Any]]
 ) -> None:
+    place.standin.accounts[STRANGER] = Account(STRANGER, PASSWORD, groups=("p9",))
     pid = await place.dataset(blocks=1)
     job = await place.job(pid)
     async with place.scicat(username=name, password=PASSWORD) as scicat:
@@ -406,7 +409,7 @@ async def test_p8_a_token_that_was_renewed_is_still_a_secret(place: Place) -> No
     async with place.scicat() as scicat:
         await scicat.whoami()
         (old,) = place.standin.tokens
-        place.standin.tokens.clear()
+        place.standin.expire_tokens()
         await scicat.whoami()
         place.standin.faults.append(Fault("GET", "/datasets", status=400, body={"message": f"was {old}"}))
         with pytest.raises(CatalogueFault) as caught:

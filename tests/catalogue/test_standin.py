@@ -20,6 +20,7 @@ from archiver.catalogue.standin.app import Account, Fault, StandInSettings, crea
 from cli.servers import Child, clean_environment, free_port
 from tests.catalogue.place import (
     ADMIN,
+    BAD_LIST,
     MANAGER,
     PASSWORD,
     TIME,
@@ -112,6 +113,7 @@ async def test_getting_a_datablock_by_id_gives_the_first_of_all_instead(place: P
     await place.datablocks(pid, 2)
     first, second = place.standin.store.all("datablocks")
     assert (await place.ask("GET", f"/api/v3/datablocks/{second['_id']}")).json() == first
+    assert (await place.ask("GET", "/api/v3/datablocks/unknown")).status_code == 404
 
 
 async def test_there_are_no_datablocks_in_v4(place: Place) -> None:
@@ -164,45 +166,62 @@ async def test_the_old_login_is_a_201_without_a_body_and_v4_has_none(place: Plac
     assert (await place.ask("POST", "/api/v4/auth/login", account, name=None)).status_code == 404
 
 
-@pytest.mark.parametrize("how", ["no token", "a bad token", "an expired token", "a token without Bearer"])
-async def test_whoever_shows_no_good_token_is_anonymous_and_never_a_401(how: str) -> None:
-    place = Place(token_seconds=-1 if how == "an expired token" else 3600)
+ANONYMOUS_403 = (
+    ("GET", "/api/v4/jobs", None),
+    ("GET", "/api/v4/jobs/x", None),
+    ("POST", "/api/v4/jobs", job("a/b")),
+    ("PATCH", "/api/v4/jobs/x", {"statusCode": "a", "statusMessage": "b"}),
+    ("GET", at("a/b"), None),
+    ("GET", "/api/v4/datasets", None),
+    ("DELETE", at("a/b"), None),
+    ("PATCH", at("a/b"), {"size": 1}),
+    ("PATCH", at("a/b", more="/datasetlifecycle"), {"archivable": False}),
+    ("GET", at("a/b", version="v3", more="/origdatablocks/count"), None),
+    ("GET", at("a/b", version="v3", more="/datablocks"), None),
+    ("GET", "/api/v4/origdatablocks", None),
+    ("POST", "/api/v3/datablocks", datablock("a/b")),
+    ("POST", "/api/v3/origdatablocks", origdatablock("a/b", 0)),
+    ("DELETE", "/api/v3/datablocks/x", None),
+)
+V3_BLOCKS = ("/api/v3/origdatablocks", "/api/v3/datablocks")
+
+
+@pytest.mark.parametrize("how", ["no token", "a bad token", "a token without Bearer", "an expired token"])
+async def test_whoever_shows_no_good_token_is_anonymous_and_an_expired_one_is_a_401_from_5_2(
+    place: Place, how: str
+) -> None:
     place.standin.store.insert("datasets", "a/b", {**record(), "pid": "a/b", "_id": "a/b", "datasetlifecycle": {}})
     token = place.token()
     header = {
         "no token": {},
         "a bad token": {"Authorization": "Bearer nonsense"},
-        "an expired token": {"Authorization": f"Bearer {token}"},
         "a token without Bearer": {"Authorization": token},
+        "an expired token": {"Authorization": f"Bearer {token}"},
     }[how]
+    place.standin.expire_tokens()
 
     async def ask(method: str, path: str, body: Any = None) -> httpx.Response:
         answer: httpx.Response = await place.ask(method, path, body, name=None, headers=header)
         return answer
 
-    for method, path, body in (
-        ("GET", "/api/v4/jobs", None),
-        ("GET", "/api/v4/jobs/x", None),
-        ("POST", "/api/v4/jobs", job("a/b")),
-        ("PATCH", "/api/v4/jobs/x", {"statusCode": "a", "statusMessage": "b"}),
-        ("GET", at("a/b"), None),
-        ("GET", "/api/v4/datasets", None),
-        ("PATCH", at("a/b", more="/datasetlifecycle"), {"archivable": False}),
-        ("GET", at("a/b", version="v3", more="/origdatablocks/count"), None),
-        ("GET", at("a/b", version="v3", more="/datablocks"), None),
-        ("POST", "/api/v3/datablocks", datablock("a/b")),
-        ("POST", "/api/v3/origdatablocks", origdatablock("a/b", 0)),
-        ("DELETE", "/api/v3/datablocks/x", None),
-    ):
-        assert (await ask(method, path, body)).status_code == 403, path
-    for path in ("/api/v3/datasets", "/api/v4/origdatablocks", "/api/v3/datablocks"):
+    version = place.standin.settings.version
+    if how == "an expired token" and version != "4.27":
+        for call in (*ANONYMOUS_403, ("GET", "/api/v3/datasets"), ("GET", "/api/v3/auth/whoami")):
+            answer = await ask(*call)
+            assert (answer.status_code, answer.json()["message"]) == (401, "SESSION_EXPIRED"), call
+        return
+    for call in ANONYMOUS_403:
+        assert (await ask(*call)).status_code == 403, call
+    for path in V3_BLOCKS:
         answer = await ask("GET", path)
-        assert (answer.status_code, answer.json()) == (200, []), path
+        assert (answer.status_code, answer.content == b"[]") == ((200, True) if version == "master" else (403, False))
+    answer = await ask("GET", "/api/v3/datasets")
+    assert (answer.status_code, answer.json()) == (200, [])
     whoami = await ask("GET", "/api/v3/auth/whoami")
     assert (whoami.status_code, whoami.content) == (200, b"")
 
 
-async def test_the_classic_role_archivemanager_may_report_but_not_register_nor_see_origdatablocks(place: Place) -> None:
+async def test_the_classic_role_archivemanager_may_report_but_neither_register_nor_see_blocks(place: Place) -> None:
     pid = await place.dataset(blocks=1)
     await place.datablocks(pid, 1)
     job_id = await place.job(pid)
@@ -214,11 +233,20 @@ async def test_the_classic_role_archivemanager_may_report_but_not_register_nor_s
     assert await status("PATCH", f"/api/v4/jobs/{job_id}", {"statusCode": "a", "statusMessage": "b"}) == 200
     assert await status("PATCH", at(pid, more="/datasetlifecycle"), {"archivable": False}) == 200
     assert await status("GET", at(pid)) == 200
-    assert await status("GET", at(pid, version="v3", more="/datablocks/count")) == 200
+    assert await status("PATCH", at(pid), {"size": 1}) == 403
     assert await status("POST", "/api/v3/datablocks", datablock(pid, 5)) == 403
-    assert await status("GET", at(pid, version="v3", more="/origdatablocks")) == 403
-    assert await listed(place, "/api/v4/origdatablocks", {"where": {"datasetId": pid}}, name=MANAGER) == []
+    for what, path in (("datablocks", "/api/v3/datablocks"), ("origdatablocks", "/api/v4/origdatablocks")):
+        assert await status("GET", at(pid, version="v3", more=f"/{what}")) == 403
+        assert await status("GET", at(pid, version="v3", more=f"/{what}/count")) == 403
+        assert await listed(place, path, {"where": {"datasetId": pid}}, name=MANAGER) == []
     assert await status("DELETE", f"/api/v3/datablocks/{key}") == 200
+
+
+async def test_a_datasets_owner_may_patch_it_and_its_lifecycle_and_nobody_else_of_his_kind(place: Place) -> None:
+    ours, theirs = await place.dataset(), await place.dataset(ownerGroup="p2")
+    for more, body in (("", {"description": "x"}), ("/datasetlifecycle", {"archivable": False})):
+        assert (await place.ask("PATCH", at(ours, more=more), body, name=USER)).status_code == 200
+        assert (await place.ask("PATCH", at(theirs, more=more), body, name=USER)).status_code == 403
 
 
 async def test_an_admin_outside_delete_groups_cannot_delete_a_datablock() -> None:
@@ -231,13 +259,21 @@ async def test_an_admin_outside_delete_groups_cannot_delete_a_datablock() -> Non
 
 async def test_the_guards_look_at_the_caller_before_they_look_for_the_record(place: Place) -> None:
     """So a write of what does not exist tells a 403 from a 404 (read in the backend's controllers)."""
+    place.standin.accounts["nobody"] = Account("nobody", PASSWORD)
     for path, body in (
         ("/api/v4/jobs/x", {"statusCode": "a", "statusMessage": "b"}),
         (at("no/such"), {"packedSize": 1}),
         (at("no/such", more="/datasetlifecycle"), {"archivable": False}),
     ):
-        assert (await place.ask("PATCH", path, body, name=USER)).status_code == 403, path
+        assert (await place.ask("PATCH", path, body, name="nobody")).status_code == 403, path
         assert (await place.ask("PATCH", path, body)).status_code in (400, 404), path
+
+
+async def test_an_update_of_an_unknown_job_with_a_bad_body_is_answered_for_the_body(place: Place) -> None:
+    answer = await place.ask("PATCH", "/api/v4/jobs/x", {"statusCode": "a"})
+    assert (answer.status_code, "statusMessage" in str(answer.json()["message"])) == (400, True)
+    answer = await place.ask("PATCH", "/api/v4/jobs/x", {"statusCode": "a", "statusMessage": "b"})
+    assert answer.json()["message"] == "Invalid job id."
 
 
 async def test_a_user_reads_only_what_is_of_his_groups(place: Place) -> None:
@@ -267,17 +303,12 @@ async def test_an_unknown_job_is_a_400_and_not_a_404(place: Place) -> None:
         {"statusCode": "x"},
         {"type": "unknown"},
         {"jobParams": None},
-        {"jobParams": {"datasetList": []}},
-        {"jobParams": {"datasetList": [{"pid": "PID"}]}},
-        {"jobParams": {"datasetList": [{"pid": "PID", "files": [], "size": 1}]}},
-        {"jobParams": {"datasetList": [{"pid": "un/known", "files": []}]}},
-        {"jobParams": {"datasetList": [{"pid": "PID", "files": ["no/such.tif"]}]}},
-        {"jobParams": {"datasetList": [{"pid": 1, "files": []}]}},
-        {"jobParams": {"datasetList": "PID"}},
         {"ownerGroup": None},
+        {"contactEmail": "nobody at nowhere"},
+        {"jobParams": {"datasetList": [{"pid": "PID", "files": ["run/000000.tif"]}]}},
     ],
 )
-async def test_a_job_that_is_not_as_the_dto_says_is_a_400_and_is_not_there(
+async def test_a_job_that_is_not_as_the_dto_or_the_configuration_says_is_a_400_and_is_not_there(
     place: Place, change: dict[str, Any]
 ) -> None:
     pid = await place.dataset(blocks=1)
@@ -286,22 +317,63 @@ async def test_a_job_that_is_not_as_the_dto_says_is_a_400_and_is_not_there(
     assert place.standin.store.all("jobs") == []
 
 
-async def test_a_user_names_a_group_of_his_own_and_each_dataset_once(place: Place) -> None:
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({}, "Invalid dataset list"),
+        ({"datasetList": []}, "List of passed datasets is empty."),
+        ({"datasetList": "PID"}, "Invalid dataset list"),
+        ({"datasetList": [{"pid": "PID"}]}, "Dataset list is expected to contain sets of pid and files."),
+        (
+            {"datasetList": [{"pid": "PID", "files": [], "size": 1}]},
+            "Dataset list is expected to contain sets of pid and files.",
+        ),
+        ({"datasetList": [{"pid": 1, "files": []}]}, "In datasetList each 'pid' field should be a string."),
+        ({"datasetList": [{"pid": "un/known", "files": []}]}, "Datasets with pid un/known do not exist."),
+        (
+            {"datasetList": [{"pid": "PID", "files": ["no/such.tif"]}]},
+            "At least one requested file could not be found.",
+        ),
+    ],
+)
+async def test_a_wrong_dataset_list_is_a_422_and_a_400_until_4_27(
+    place: Place, params: dict[str, Any], message: str
+) -> None:
+    pid = await place.dataset(blocks=1)
+    body = json.loads(json.dumps({**job(pid), "jobParams": params}).replace('"PID"', json.dumps(pid)))
+    answer = await place.ask("POST", "/api/v4/jobs", body)
+    assert (answer.status_code, answer.json()["message"]) == (BAD_LIST[place.standin.settings.version], message)
+    assert place.standin.store.all("jobs") == []
+
+
+async def test_a_job_of_more_than_100_datasets_is_refused_as_if_the_101st_did_not_exist(place: Place) -> None:
+    pids = [await place.dataset() for _ in range(101)]
+    answer = await place.ask("POST", "/api/v4/jobs", job(*pids))
+    assert answer.status_code == BAD_LIST[place.standin.settings.version]
+    assert answer.json()["message"] == f"Datasets with pid {pids[100]} do not exist."
+    assert (await place.ask("POST", "/api/v4/jobs", job(*pids[:100]))).status_code == 201
+
+
+async def test_a_user_names_a_group_of_his_own_and_everybody_each_dataset_once(place: Place) -> None:
     pid = await place.dataset()
     foreign = await place.dataset(ownerGroup="p2")
     for body, status in (
         (job(pid), 201),
-        (job(pid, ownerGroup=None), 400),
+        (job(pid, ownerGroup=None), 403),
         (job(pid, ownerGroup="p2"), 403),
         (job(foreign), 403),
-        (job(pid, pid), 403),
+        (job(pid, pid), 404),
     ):
         assert (await place.ask("POST", "/api/v4/jobs", body, name=USER)).status_code == status, body
+    answer = await place.ask("POST", "/api/v4/jobs", job(pid, pid))
+    assert (answer.status_code, answer.json()["message"]) == (404, f'Unable to get a dataset. (["{pid}","{pid}"])')
 
 
-async def test_a_job_without_a_dataset_list_is_accepted(place: Place) -> None:
-    answer = await place.ask("POST", "/api/v4/jobs", {"type": "archive", "ownerGroup": "p1", "jobParams": {}})
-    assert answer.status_code == 201
+async def test_a_job_is_deleted_once_by_who_may(place: Place) -> None:
+    path = f"/api/v4/jobs/{await place.job(await place.dataset())}"
+    assert (await place.ask("DELETE", path, name=USER)).status_code == 403
+    assert (await place.ask("DELETE", path)).status_code == 200
+    assert (await place.ask("DELETE", path)).status_code == 400
 
 
 async def test_a_new_job_is_submitted_and_its_times_end_with_z(place: Place) -> None:
@@ -487,6 +559,13 @@ async def test_a_result_object_replaces_the_old_one_and_none_keeps_it(place: Pla
     assert await patch({"a": 1}) == {"a": 1}
     assert await patch() == {"a": 1}
     assert await patch({"b": 2}) == {"b": 2}
+    nulls = {"stoppedBy": None, "counts": {"failed": None}, "list": [None]}
+    assert await patch(nulls) == nulls
+    assert (
+        await place.ask("PATCH", path, {"statusCode": "a", "statusMessage": "b", "jobResultObject": []})
+    ).status_code == 400
+    assert await patch() == nulls
+    assert await patch({"b": 2}) == {"b": 2}
     assert await patch({"c": 3}, headers={"Content-Type": "application/merge-patch+json"}) == {"b": 2, "c": 3}
 
 
@@ -533,22 +612,21 @@ async def test_the_webhook_is_called_inside_the_request_when_the_job_can_be_read
 
 
 @pytest.mark.parametrize("status", [503, 404])
-async def test_a_webhook_that_fails_is_the_callers_answer_and_leaves_the_job_behind(status: int) -> None:
+async def test_whoever_submits_a_job_is_not_told_that_its_webhook_failed(status: int) -> None:
     async def answer(body: dict[str, Any]) -> int:
         return status
 
     async with hook(answer) as (url, bodies):
         place = Place(webhook_url=url)
         made = await place.ask("POST", "/api/v4/jobs", job(await place.dataset()))
-        assert made.status_code == status
-        assert "A remote URL call failed" in made.json()["message"]
+        assert made.status_code == 201
         assert len(bodies) == 1
         assert [one["statusCode"] for one in place.standin.store.all("jobs")] == ["jobSubmitted"]
 
 
-async def test_a_webhook_that_nobody_serves_is_a_400_and_leaves_the_job_behind() -> None:
+async def test_nor_that_nobody_serves_it() -> None:
     place = Place(webhook_url=f"http://127.0.0.1:{free_port()}/")
-    assert (await place.ask("POST", "/api/v4/jobs", job(await place.dataset()))).status_code == 400
+    assert (await place.ask("POST", "/api/v4/jobs", job(await place.dataset()))).status_code == 201
     assert len(place.standin.store.all("jobs")) == 1
 
 
@@ -655,9 +733,38 @@ async def test_a_lifecycle_patched_through_its_dataset_as_a_merge_patch_is_merge
     assert answer.json()["datasetlifecycle"]["retrievable"] is True
 
 
-@pytest.mark.parametrize("body", [{}, {"pid": "x"}, {"createdAt": TIME}, {"packedSize": 1.5}, {"colour": "red"}])
+@pytest.mark.parametrize("body", [{"pid": "x"}, {"createdAt": TIME}, {"packedSize": 1.5}, {"colour": "red"}])
 async def test_a_dataset_patch_of_unknown_or_wrong_fields_is_a_400(place: Place, body: dict[str, Any]) -> None:
     assert (await place.ask("PATCH", at(await place.dataset()), body)).status_code == 400
+
+
+@pytest.mark.parametrize("kind", ["application/json", "application/merge-patch+json"])
+@pytest.mark.parametrize("body", [{}, {"description": "x"}, {"packedSize": 5}, {"size": 7, "numberOfFiles": 8}])
+async def test_a_dataset_patch_sets_the_counters_that_it_does_not_name_to_0_until_5_2(
+    place: Place, body: dict[str, Any], kind: str
+) -> None:
+    before = {"size": 1, "numberOfFiles": 2, "packedSize": 3, "numberOfFilesArchived": 4}
+    pid = await place.dataset()
+    await place.ask("PATCH", at(pid), before)
+    answer = await place.ask("PATCH", at(pid), body, headers={"Content-Type": kind})
+    kept = before if place.standin.settings.version == "master" else {"numberOfFilesArchived": 4}
+    right = {"size": 0, "numberOfFiles": 0, "packedSize": 0} | kept | body
+    assert answer.status_code == 200
+    there = (await place.ask("GET", at(pid))).json()
+    assert {name: there[name] for name in right if name != "description"} == {
+        name: value for name, value in right.items() if name != "description"
+    }
+
+
+async def test_a_fresh_lifecycle_has_dates_and_no_return_messages(place: Place) -> None:
+    pid = await place.dataset()
+    lifecycle = (await place.ask("GET", at(pid))).json()["datasetlifecycle"]
+    assert {"archiveReturnMessage", "retrieveReturnMessage"}.isdisjoint(lifecycle)
+    assert set(lifecycle) > {"dateOfDiskPurging", "archiveRetentionTime", "dateOfPublishing", "publishedOn"}
+    body = {"archiveReturnMessage": {"summary": "x"}}
+    path = at(pid, more="/datasetlifecycle")
+    assert (await place.ask("PATCH", path, body)).json()["archiveReturnMessage"] == {"summary": "x"}
+    assert "archiveReturnMessage" not in (await place.ask("PATCH", path, {"archiveReturnMessage": None})).json()
 
 
 async def test_an_archive_job_marks_no_dataset(place: Place) -> None:
@@ -690,8 +797,22 @@ async def test_a_nested_datablock_names_neither_its_dataset_nor_groups(place: Pl
     assert (await place.ask("POST", path, nested)).status_code == 201
 
 
-async def test_a_datablock_of_no_dataset_is_accepted_at_top_level(place: Place) -> None:
-    assert (await place.ask("POST", "/api/v3/datablocks", datablock("no/such"))).status_code == 201
+async def test_a_datablock_of_no_dataset_or_of_others_is_accepted_until_5_2(place: Place) -> None:
+    ours, theirs = await place.dataset(), await place.dataset(ownerGroup="p2")
+    master = place.standin.settings.version == "master"
+    answer = await place.ask("POST", "/api/v3/datablocks", datablock("no/such"))
+    assert answer.status_code == (404 if master else 201)
+    for pid in (ours, theirs):
+        answer = await place.ask("POST", "/api/v3/datablocks", datablock(pid), name=USER)
+        assert answer.status_code == (403 if master else 201)
+
+
+@pytest.mark.parametrize("change", [{"archiveId": ""}, {"dataFileList": [{"path": "", "size": 1, "time": TIME}]}])
+async def test_a_datablock_without_a_name_or_of_a_file_without_one_is_a_500(
+    place: Place, change: dict[str, Any]
+) -> None:
+    pid = await place.dataset()
+    assert (await place.ask("POST", "/api/v3/datablocks", datablock(pid, **change))).status_code == 500
 
 
 @pytest.mark.parametrize(
@@ -715,9 +836,9 @@ async def test_a_datablock_that_is_not_as_the_dto_says_is_a_400(place: Place, ch
 
 async def test_a_body_over_16_mb_is_a_500_as_a_bare_string(place: Place) -> None:
     pid = await place.dataset()
-    answer = await place.ask("POST", "/api/v3/datablocks", datablock(pid, version="v" * (16 * 2**20)))
+    answer = await place.ask("POST", "/api/v3/datablocks", datablock(pid, version="v" * 19_000_000))
     assert (answer.status_code, answer.json()) == (500, "Internal server error")
-    just_below = datablock(pid, version="v" * (15 * 2**20))
+    just_below = datablock(pid, version="v" * 16_400_000)
     assert (await place.ask("POST", "/api/v3/datablocks", just_below)).status_code == 201
 
 

@@ -19,6 +19,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
+from uuid import uuid4
 
 import boto3
 import httpx
@@ -34,7 +35,8 @@ from activities.connection import connect
 from activities.queues import parse_queues
 from activities.starting import job_workflow_id
 from archiver import model as m
-from archiver.catalogue.standin.app import Account, StandIn, StandInSettings, create_app
+from archiver.catalogue.standin.app import Account, StandIn, StandInSettings, Version, create_app
+from archiver.catalogue.standin.state import now
 from archiver.pids import workflow_id
 from archiver.settings import S3Settings, Settings, load
 from cli import jobs
@@ -77,14 +79,25 @@ class StandInServer:
 
 
 class System:
-    """One system below ``folder``: ``start``, then datasets, jobs and workers; ``stop``."""
+    """One system below ``folder``: ``start``, then datasets, jobs and workers; ``stop``.
 
-    def __init__(self, folder: Path, temporal_address: str, s3: S3Settings, overrides: Overrides | None = None) -> None:
+    ``version``: of the stand-in SciCat.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        temporal_address: str,
+        s3: S3Settings,
+        overrides: Overrides | None = None,
+        version: Version = "5.2",
+    ) -> None:
         self.folder = folder
         self.namespace = "t-" + secrets.token_hex(4)
         self.lts = folder / "lts"
         self._s3 = s3
         self._address = temporal_address
+        self._version: Version = version
         self._overrides: dict[str, Mapping[str, Any]] = dict(overrides or {})
         self.landing_bucket, self.staging_bucket = (f"{name}-{self.namespace}" for name in ("landing", "staging"))
         self.scicat_port = free_port()
@@ -96,8 +109,7 @@ class System:
     async def start(self) -> System:
         """Servers of its own, settings, namespace, buckets, LTS marker."""
         self.lts.mkdir(parents=True, exist_ok=True)
-        settings = StandInSettings(accounts=[Account(USER, PASSWORD, admin=True)])
-        self.scicat = StandInServer(self.scicat_port, settings).start()
+        await self.start_scicat()
         self.config = self.write_settings()
         self.settings = load(self.config)
         await set_up(self.settings, dry_run=False, say=lambda _: None)
@@ -107,6 +119,11 @@ class System:
         self.http = httpx.AsyncClient(base_url=self.scicat_url, timeout=60, trust_env=False, limits=patience)
         await self.log_in()
         return self
+
+    async def start_scicat(self) -> None:
+        """The stand-in."""
+        settings = StandInSettings(version=self._version, accounts=[Account(USER, PASSWORD, admin=True)])
+        self.scicat = StandInServer(self.scicat_port, settings).start()
 
     async def stop(self) -> None:
         """Workers first."""
@@ -121,6 +138,11 @@ class System:
         return f"http://127.0.0.1:{self.scicat_port}"
 
     @property
+    def account(self) -> dict[str, str]:
+        """Of the archiver at SciCat, as settings have it."""
+        return {"username": USER, "password": PASSWORD}
+
+    @property
     def standin(self) -> StandIn:
         """The inside of the stand-in SciCat: store, log, faults, mails."""
         assert self.scicat is not None
@@ -131,7 +153,7 @@ class System:
         s3 = self._s3
         tables: dict[str, dict[str, Any]] = {
             "temporal": {"address": self._address, "namespace": self.namespace},
-            "scicat": {"url": self.scicat_url, "username": USER, "password": PASSWORD},
+            "scicat": {"url": self.scicat_url, **self.account},
             "s3": {
                 "endpoint": str(s3.endpoint),
                 "access_key": s3.access_key,
@@ -194,7 +216,7 @@ class System:
 
     async def log_in(self) -> None:
         """A token for ``http``."""
-        answer = await self.http.post("/api/v3/auth/login", json={"username": USER, "password": PASSWORD})
+        answer = await self.http.post("/api/v3/auth/login", json=self.account)
         self.http.headers["Authorization"] = f"Bearer {answer.json()['access_token']}"
 
     def put(self, pid: str, files: Mapping[str, bytes]) -> None:
@@ -257,9 +279,29 @@ class System:
 
     async def job(self, *pids: str, **more: Any) -> str:
         """A SciCat job of type archive, in v4 shape; returns its id."""
-        listed = [{"pid": pid, "files": []} for pid in pids]
-        body = {"type": "archive", "ownerGroup": "p1", "jobParams": {"datasetList": listed} if pids else {}, **more}
+        body = {**self.job_body(*pids), **more}
         return str(self.created(await self.http.post("/api/v4/jobs", json=body))["id"])
+
+    @staticmethod
+    def job_body(*pids: str) -> dict[str, Any]:
+        """What is posted for an archive job."""
+        listed = [{"pid": pid, "files": []} for pid in pids]
+        return {"type": "archive", "ownerGroup": "p1", "jobParams": {"datasetList": listed}}
+
+    def stored_job(self, **more: Any) -> str:
+        """A job that SciCat's checks, or its job configuration, would not let through: put into its store."""
+        job_id = str(uuid4())
+        status = {"statusCode": "jobSubmitted", "statusMessage": "Job submitted.", "jobResultObject": {}}
+        record = {
+            **self.job_body(),
+            "jobParams": {},
+            "createdBy": USER,
+            "createdAt": now(),
+            "updatedAt": now(),
+            **status,
+        }
+        self.standin.store.insert("jobs", job_id, {"id": job_id, "_id": job_id, **record, **more})
+        return job_id
 
     async def start_job(self, job_id: str, pids: list[str] | None = None) -> WorkflowHandle[Any, m.ArchiveJobResult]:
         """Its workflow, as ``archiver start`` starts it."""

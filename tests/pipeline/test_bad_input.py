@@ -250,15 +250,6 @@ async def test_a_pid_that_no_directory_can_be_named_after_is_refused_in_words(se
 # --- jobs ---------------------------------------------------------------------------------------------------------------
 
 
-async def stored_job(system: System, **params: Any) -> str:
-    """A job with these jobParams, which SciCat itself might not take: put into the stand-in's store."""
-    job_id = await system.job()
-    job = system.standin.store.get("jobs", job_id)
-    assert job is not None
-    system.standin.store.put("jobs", job_id, {**job, "jobParams": params})
-    return job_id
-
-
 def finished(system: System, job_id: str) -> list[str]:
     """The terminal codes written to a job: SciCat mails at each."""
     return [code for job, code in system.standin.mails if job == job_id and code.startswith("finished")]
@@ -290,7 +281,8 @@ async def refused(system: System, result: m.ArchiveJobResult, *says: str) -> Non
     ],
 )  # fmt: skip
 async def test_a_job_fails_in_words(params: dict[str, Any], says: str, served: System) -> None:
-    job_id = await stored_job(served, **params)
+    served.standin.store.insert("datasets", "p/1", {"pid": "p/1", "_id": "p/1", "datasetlifecycle": {}})
+    job_id = served.stored_job(jobParams=params)
     with pytest.raises(WorkflowFailureError) as failed:
         await (await served.start_job(job_id)).result()
     assert job_id in str(failed.value.cause)
@@ -331,7 +323,7 @@ async def test_a_job_of_the_old_shape_is_archived(served: System) -> None:
 
 async def test_p7_a_pid_that_scicat_does_not_know_fails_alone(served: System) -> None:
     pid, unknown = await served.dataset(FILES), f"20.500.12345/{uuid4()}"
-    job_id = await stored_job(served, datasetList=[{"pid": p, "files": []} for p in (unknown, pid)])
+    job_id = served.stored_job(jobParams={"datasetList": [{"pid": p, "files": []} for p in (unknown, pid)]})
     result = await (await served.start_job(job_id)).result()
     assert result.counts == m.Counts(archived=1, content_errors=1)
     await assert_archived(served, pid, FILES)

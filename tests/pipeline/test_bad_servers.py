@@ -177,7 +177,7 @@ async def test_p5_a_token_that_expires_in_the_middle_is_renewed(
 ) -> None:
     pid = await system.dataset(FILES, files_per_block=1)
     job_id = await system.job(pid)
-    faults(S3Fault(method, pattern, before=system.standin.tokens.clear))
+    faults(S3Fault(method, pattern, before=system.standin.expire_tokens))
     async with serving(system):
         assert (await (await system.start_job(job_id)).result()).counts == m.Counts(archived=1)
     await system.log_in()
@@ -250,7 +250,7 @@ async def test_p5_a_password_that_scicat_takes_no_more_stops_no_end_from_being_t
     refused = Fault("POST", r"/auth/login$", times=EVER, status=401, body={"message": "Unauthorized"})
 
     def revoke() -> None:
-        system.standin.tokens.clear()
+        system.standin.expire_tokens()
         system.standin.faults.append(refused)
 
     faults(S3Fault("PUT", r"\.record\.json$", before=revoke))

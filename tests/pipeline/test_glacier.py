@@ -187,7 +187,7 @@ async def test_a_worker_that_dies_while_glacier_restores_loses_nothing(glacier: 
     job, handle = await start_retrieve(glacier.system, pid, files=["b/c.bin"])
     await glacier.waiting(pid)
     worker.kill()
-    glacier.system.standin.tokens.clear()
+    glacier.system.standin.expire_tokens()
     await glacier.system.log_in()
     glacier.restoring.ended = True
     async with glacier.system.workers():

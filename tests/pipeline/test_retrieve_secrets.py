@@ -129,7 +129,7 @@ async def seen(system: System, holds: Holds, s3: S3Settings) -> Seen:
         await assert_not_retrieved(system, job, many, "refuses our account", files=MANY, error=error)
     s3_faults.append(S3Fault(at.LINK[0], at.LINK[1].replace("{pid}", many), times=2, status=403, message=PRESIGNED))
     # SciCat echoes the password to the worker, which logs in anew.
-    system.standin.tokens.clear()
+    system.standin.expire_tokens()
     await system.log_in()
     faults.append(Fault("POST", r"/auth/login$", times=2, body={"message": f"no user archiver of password {PASSWORD}"}))
     job, result = await retrieve(system, many)

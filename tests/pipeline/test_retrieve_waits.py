@@ -144,7 +144,7 @@ async def test_a_read_that_stands_still_is_waited_for_in_sight_and_a_stop_is_hea
     await until(longer_than_a_dead_worker_is_waited_for)
     assert (await served.lifecycle(whole))["retrieveStatusMessage"] == "started"
     assert delivered(served, whole) == delivered(served, few) == {}
-    served.standin.tokens.clear()
+    served.standin.expire_tokens()
     await served.log_in()
     reads.go_on()
     for pid, wanted in ((whole, FILES), (listed, FILES), (few, {name: FILES[name] for name in FEW})):

@@ -71,7 +71,7 @@ async def canaries(system: System, proxy: FaultyS3, s3: S3Settings) -> list[byte
         pid = await system.dataset(FILES)
         job_id = await system.job(pid)
         faults.append(Fault("POST", r"/auth/login$", times=2, status=500, body=body))
-        system.standin.tokens.clear()
+        system.standin.expire_tokens()
         await (await system.start_job(job_id)).result()
         found |= set(system.standin.tokens)
         await system.log_in()

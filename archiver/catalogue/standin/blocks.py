@@ -79,7 +79,7 @@ def stored_block(fields: Document, dataset: Document | None) -> Document:
 
 
 async def list_blocks(app: StandIn, request: Request, body: Any) -> tuple[int, Any]:
-    """3.3: without rights 200 and an empty list, also for the anonymous; limits of 100 (v3) and 10 (v4)."""
+    """3.3: without rights 200 and an empty list; the anonymous 403, but on master's v3; limits of 100 (v3) and 10 (v4)."""
     collection, v4 = request.path_params["blocks"], request.path_params["version"] == "v4"
     try:
         query = query_of(request, collection)
@@ -88,6 +88,8 @@ async def list_blocks(app: StandIn, request: Request, body: Any) -> tuple[int, A
             raise Problem(500, "Internal server error") from None
         raise
     account, where = app.account(request), query["where"]
+    if account is None and (v4 or app.settings.version != "master"):
+        raise forbidden()
     if isinstance(where.get("archiveId"), str):
         heads = app.store.tagged(collection, where["archiveId"])
     else:
@@ -132,14 +134,21 @@ async def create_nested_datablock(app: StandIn, request: Request, body: Any) -> 
 
 
 async def create_datablock(app: StandIn, request: Request, body: Any, *, nested: bool) -> tuple[int, Any]:
-    """3.5: archiveId is unique over all; the dataset need not exist; its counters lose updates, not being atomic (2.6)."""
-    account = app.account(request)
-    if account is None or not account.admin:
+    """3.5: archiveId is unique over all; the dataset's counters lose updates, not being atomic (2.6).
+
+    Until 5.2 whoever has groups may register, for any dataset and for none; on master only admins, and the dataset must be there.
+    """
+    account, master = app.account(request), app.settings.version == "master"
+    if account is None or not (account.admin or (account.groups and not master)):
         raise forbidden()
     needed = {"datasetId": str, "archiveId": str, "size": int, "packedSize": int, "version": str, "dataFileList": list}
     fields = check(body, needed=needed, optional=_GROUPS)
     fields["dataFileList"] = await checked_files(fields["dataFileList"])
     dataset = app.store.get("datasets", fields["datasetId"])
+    if dataset is None and master:
+        raise Problem(404, {"message": "Dataset not found", "error": "Not Found", "statusCode": 404})
+    if not fields["archiveId"] or not all(entry["path"] for entry in fields["dataFileList"]):
+        raise Problem(500, "Internal server error")
     block = stored_block(fields, dataset)
     if not app.store.insert("datablocks", block["_id"], block, parent=fields["datasetId"], tag=fields["archiveId"]):
         if nested:
@@ -164,11 +173,11 @@ async def one_block(app: StandIn, request: Request, body: Any) -> tuple[int, Any
     if account is None:
         raise forbidden()
     collection, key = request.path_params["blocks"], request.path_params["id"]
-    if request.method == "GET" and collection == "datablocks":
-        return 200, next(iter(app.store.all("datablocks")), None)
     block = app.store.get(collection, key)
     if block is None:
         raise Problem(404, {"message": f"{collection[:-1]} {key} not found", "error": "Not Found", "statusCode": 404})
+    if request.method == "GET" and collection == "datablocks":
+        return 200, next(iter(app.store.all("datablocks")))
     if request.method == "GET":
         if not app.may_read(account, block, collection):
             raise forbidden()

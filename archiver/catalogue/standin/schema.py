@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
+
+_EMAIL = re.compile(r"[^@\s]+@[^@\s]+[.][^@\s]+")
 
 LIFECYCLE: dict[str, Any] = {
     "archivable": bool,
@@ -27,11 +30,10 @@ LIFECYCLE_DEFAULTS: dict[str, Any] = {
     "publishable": False,
     "archiveStatusMessage": "datasetCreated",
     "retrieveStatusMessage": "",
-    "archiveReturnMessage": {},
-    "retrieveReturnMessage": {},
     "retrieveIntegrityCheck": False,
     "isOnCentralDisk": True,
 }
+"""Of a fresh lifecycle, which also has dates (``fresh_lifecycle``), and no ReturnMessage at all."""
 
 DATASET = [
     "accessGroups",
@@ -144,6 +146,13 @@ def _name(kind: Any) -> str:
     return " or ".join(one.__name__ for one in kind) if isinstance(kind, tuple) else str(kind.__name__)
 
 
+def fresh_lifecycle(now: str) -> dict[str, Any]:
+    """A lifecycle that nobody wrote to yet. Its dates mean nothing."""
+    return LIFECYCLE_DEFAULTS | dict.fromkeys(
+        ("dateOfDiskPurging", "archiveRetentionTime", "dateOfPublishing", "publishedOn"), now
+    )
+
+
 def check_lifecycle(body: Any) -> dict[str, Any]:
     """2.3: any subset of the fields, flat; empty, unknown and wrong are 400; null is allowed."""
     if not isinstance(body, dict) or not body:
@@ -170,18 +179,24 @@ def check_create_job(body: Any, *, v4: bool, types: tuple[str, ...]) -> dict[str
         ):
             if value:
                 fields[name] = value
+    if fields.get("contactEmail") and not _EMAIL.fullmatch(fields["contactEmail"]):
+        raise bad("contactEmail must be an email")
     if fields["type"] not in types:
         raise bad(f"Invalid job type: {fields['type']}")
-    if "datasetList" in fields["jobParams"]:
-        _check_list(fields["jobParams"]["datasetList"])
     return fields
 
 
-def _check_list(listed: Any) -> None:
-    """1.3."""
-    if not isinstance(listed, list) or not listed:
-        raise Problem(400, {"status": 400, "message": "List of passed datasets is empty."})
+def wrong_list(listed: Any) -> str:
+    """1.3: what is wrong with a job's dataset list, as SciCat says it; "": nothing."""
+    if not isinstance(listed, list):
+        return "Invalid dataset list"
+    if not listed:
+        return "List of passed datasets is empty."
     for entry in listed:
-        exact = isinstance(entry, dict) and set(entry) == {"pid", "files"} and isinstance(entry["pid"], str)
-        if not exact or not isinstance(entry["files"], list) or not all(isinstance(one, str) for one in entry["files"]):
-            raise Problem(400, {"status": 400, "message": "Each dataset needs exactly pid and files."})
+        if not isinstance(entry, dict) or set(entry) != {"pid", "files"}:
+            return "Dataset list is expected to contain sets of pid and files."
+        if not isinstance(entry["pid"], str):
+            return "In datasetList each 'pid' field should be a string."
+        if not isinstance(entry["files"], list) or not all(isinstance(one, str) for one in entry["files"]):
+            return "In datasetList each 'files' field should be an array."
+    return ""

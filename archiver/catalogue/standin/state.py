@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 import time
 from dataclasses import dataclass, field
@@ -82,19 +83,33 @@ class StandIn:
     # --- who ------------------------------------------------------------------------------------------------------------
 
     def account(self, request: Request) -> Account | None:
-        """A bad or expired token is not refused: the request is anonymous (4)."""
+        """A bad token is not refused: the request is anonymous. So is an expired one until 4.27; later it is a 401."""
         header = request.headers.get("authorization", "")
         token = header.removeprefix("Bearer ") if header.startswith("Bearer ") else ""
-        name, until = self.tokens.get(token, ("", 0.0))
-        return self.accounts.get(name) if time.time() < until else None
+        name, until = self.tokens.get(token, ("", math.inf))
+        if time.time() >= until:
+            if self.settings.version != "4.27":
+                raise Problem(401, {"message": "SESSION_EXPIRED", "error": "Unauthorized", "statusCode": 401})
+            return None
+        return self.accounts.get(name)
+
+    def expire_tokens(self) -> None:
+        """Every token given so far is past its life."""
+        self.tokens = {token: (name, 0.0) for token, (name, _) in self.tokens.items()}
 
     def may_read(self, account: Account | None, document: Document, kind: str = "datasets") -> bool:
-        """Admins read all, archive managers all but origdatablocks, others what is of their groups, the anonymous nothing."""
+        """Admins read all, archive managers datasets but no blocks, others what is of their groups, the anonymous nothing."""
         if account is None:
             return False
         groups = {document.get("ownerGroup"), *(document.get("accessGroups") or [])}
-        manages = account.archivemanager and kind != "origdatablocks"
+        manages = account.archivemanager and kind == "datasets"
         return account.admin or manages or bool(groups & set(account.groups))
+
+    def may_update(self, account: Account | None, dataset: Document | None, *, lifecycle: bool = False) -> bool:
+        """Admins any dataset, archive managers any lifecycle, others theirs; one that is not there whoever has groups."""
+        if account is None or account.admin or (lifecycle and account.archivemanager):
+            return account is not None
+        return bool(account.groups) if dataset is None else dataset.get("ownerGroup") in account.groups
 
     def may_read_job(self, account: Account, job: Document) -> bool:
         """Those who may update any, and who made it or is of its group (1.7)."""
@@ -132,7 +147,7 @@ def object_id() -> str:
 
 
 def forbidden() -> Problem:
-    """403, also for the anonymous: there is no 401 (4)."""
+    """403, also for the anonymous."""
     return Problem(403, {"message": "Forbidden resource", "error": "Forbidden", "statusCode": 403})
 
 
