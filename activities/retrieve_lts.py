@@ -32,7 +32,7 @@ from archiver.storage.lts_read import Held
 from archiver.storage.objects import Bucket
 from archiver.storage.retrieval_bucket import RetrievalBucket
 from archiver.storage.retrieval_directory import RetrievalDirectory
-from archiver.storage.staging import archive_id, datablock_name
+from archiver.storage.staging import archive_id, datablock_name, manifest_name
 from archiver.storage.targets import Delivered as Placed
 from archiver.storage.targets import Target, stream, whole
 
@@ -205,14 +205,29 @@ class RetrieveLts:
     @activity.defn(name="check-datablock", no_thread_cancel_exception=True)
     @told
     def check_datablock(self, request: w.CheckRequest) -> w.CheckResult:
-        """Read it again past the cache and compare with manifest and bag; a mismatch is a result, a read error is raised."""
+        """Read it again past the cache and compare with manifest and bag; a mismatch is a result, a read error is raised.
+
+        What the bag lists and is not there is a mismatch too: no second look finds it.
+        """
         try:
             block = self._block(request.pid, request.n)
-            manifest = self._manifest(request.pid, block)
             path, name = pid_path(request.pid), _name(block)
+            for file in (name, f"data/{manifest_name(block.n)}"):
+                if self._lts.size_of(path, file) is None:
+                    raise IntegrityMismatch(
+                        f"{file} of dataset {request.pid} is missing on the LTS",
+                        expected=f"{path}/{file}, which its bag lists",
+                        found="no such file",
+                    )
+            manifest = self._manifest(request.pid, block)
             found = self._lts.check(path, name, manifest, Beat(self._lts.size_of(path, name) or 0))
         except IntegrityMismatch as error:
             error.datablock = request.n
+            # Those who archive set it aside and make it anew. Here nothing is changed.
+            error.next_step = (
+                "bring it back from another copy of the LTS, or, while its source files are there, have it archived anew "
+                "(docs/operators.md); nothing was changed"
+            )
             return w.CheckResult(bad=scrub(error.one_line()))
         # All files of this manifest were found in the datablock.
         holds = contents_of(ManifestReader([manifest]).files())

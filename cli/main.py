@@ -275,13 +275,16 @@ def _submit(
 
 @app.command()
 def verify(pid: Annotated[str, typer.Argument(help="An archived dataset.", metavar="PID")]) -> None:
-    """Read a dataset on the LTS again, compare, and count its files against SciCat's: 0 good, 8 bad, 1 could not be checked."""
+    """Read a dataset on the LTS again, compare, count its files against SciCat's: 0 good, 8 bad or missing, 5 not archived, 1 unknown.
+
+    The receipt tells of it; nothing else is changed.
+    """
     from activities.connection import connect
     from cli import verify as check
 
     async def run() -> int:
         settings = options.settings()
-        done = await check.verify(await connect(settings), settings, pid)
+        done = await check.verify(await connect(settings), settings, pid, options.say)
         options.out(check.lines(done), **done.model_dump())
         return check.CODES[done.outcome]
 

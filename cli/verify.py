@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+from collections.abc import Callable
 from typing import Any
 
-from temporalio.client import Client
+from temporalio.client import Client, WorkflowHandle
 from temporalio.common import WorkflowIDConflictPolicy
+from temporalio.service import RPCError
 
 from activities.connection import answering
+from activities.polled import RPC
 from archiver import model as m
+from archiver.catalogue import payloads
+from archiver.catalogue.client import SciCat
+from archiver.catalogue.records import Dataset
 from archiver.pids import workflow_id
 from archiver.retrieval import wire as w
 from archiver.settings import Settings
+from archiver.text import cut, name
 from cli import exits
 from workflows import steps
 from workflows.visible import attributes, size
@@ -19,10 +28,24 @@ from workflows.visible import attributes, size
 CODES = {"good": 0, "bad": exits.MISMATCH, "unknown": exits.FAILED}
 GIVE_UP_SECONDS = 3600.0
 """An LTS that cannot be read for so long was not checked; a verification can be asked for again at any time."""
+LOOK_SECONDS = 0.5
+SHOWN_ERROR = 400
+WORDS = {
+    "find-held": "reading the bag",
+    "check-datablock": "reading datablocks",
+    "recall-datablocks": "asking the LTS to restore datablocks",
+    "record-events": "adding the outcome to the receipt",
+}
+"""Steps as they are said."""
+
+Say = Callable[[str], None]
 
 
-async def verify(client: Client, settings: Settings, pid: str) -> w.CheckDatasetResult:
-    """Run it to its end; one that is under way for this dataset is joined. Raises ``Unreachable``."""
+async def verify(client: Client, settings: Settings, pid: str, say: Say = lambda _: None) -> w.CheckDatasetResult:
+    """Run it to its end, telling what is read and what is tried again; one that is under way for this dataset is joined.
+
+    Raises ``Unreachable``; ``NotFound`` for a dataset that was never archived.
+    """
     policy = m.Policy(give_up_seconds=GIVE_UP_SECONDS, heartbeat_seconds=settings.worker.heartbeat_timeout_seconds)
     with answering():
         handle = await client.start_workflow(
@@ -34,10 +57,47 @@ async def verify(client: Client, settings: Settings, pid: str) -> w.CheckDataset
             id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
             search_attributes=attributes(job_id="", pid=pid, operation="verify"),
             static_summary=f"verify {pid} on the LTS",
-            static_details="Reads and compares; changes nothing.",
+            static_details="Reads and compares; the receipt tells of it, nothing else is changed.",
         )
-        done: w.CheckDatasetResult = await handle.result()
-    return done
+        done = await _followed(handle, say)
+    return await _judged(settings, done) if done.nothing else done
+
+
+async def _followed(handle: WorkflowHandle[Any, w.CheckDatasetResult], say: Say) -> w.CheckDatasetResult:
+    """Its result; until then it is said what is under way, and why something is tried again."""
+    waiting, last = asyncio.ensure_future(handle.result()), ""
+    while not waiting.done():
+        await asyncio.wait([waiting], timeout=LOOK_SECONDS)
+        with contextlib.suppress(RPCError):
+            raw = (await handle.describe(rpc_timeout=RPC)).raw_description
+            for pending in raw.pending_activities:
+                line = WORDS.get(pending.activity_type.name, pending.activity_type.name)
+                if pending.attempt > 1 and pending.last_failure.message:
+                    line = f"try {pending.attempt} of {line}: {cut(pending.last_failure.message, SHOWN_ERROR)}"
+                if line != last and not waiting.done():
+                    say(line)
+                    last = line
+    return waiting.result()
+
+
+async def _judged(settings: Settings, done: w.CheckDatasetResult) -> w.CheckDatasetResult:
+    """Of a dataset that the LTS has no bag of: bad if SciCat says that it is archived. Raises ``NotFound`` for any other."""
+    async with SciCat(settings.scicat) as scicat:
+        dataset = await scicat.dataset(done.pid)
+    if dataset is not None and dataset.lifecycle.archive_status_message == payloads.ARCHIVED:
+        said = f"SciCat says {payloads.ARCHIVED}, and the LTS has no bag of it"
+        return done.model_copy(update={"outcome": "bad", "messages": [said, *done.messages]})
+    raise exits.NotFound(
+        f"{name(done.pid)} is not in the archive",
+        expected="a dataset that was archived here",
+        found="no bag on the LTS"
+        + (", and SciCat knows no such dataset" if dataset is None else f", and SciCat says {_status(dataset)}"),
+        next_step="check the pid; archiver archive PID  archives a dataset",
+    )
+
+
+def _status(dataset: Dataset) -> str:
+    return dataset.lifecycle.archive_status_message or "nothing of an archive"
 
 
 def lines(done: w.CheckDatasetResult) -> str:

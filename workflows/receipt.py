@@ -7,6 +7,7 @@ from temporalio import workflow
 with workflow.unsafe.imports_passed_through():
     from archiver import model as m
     from archiver.pids import pid_path
+    from archiver.text import cut
 
 
 Detail = dict[str, int | float | str]
@@ -28,7 +29,7 @@ def event(
     return m.Event(
         time=workflow.now().isoformat(timespec="milliseconds").replace("+00:00", "Z"),
         type=type,
-        event=text[: m.MAX_OUTCOME_MESSAGE],
+        event=cut(text, m.MAX_OUTCOME_MESSAGE),
         outcome="failure" if failed else "success",
         agent=agent,
         object=f"{pid_path(pid)}/data/{datablock}" if datablock else pid,

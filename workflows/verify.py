@@ -1,4 +1,4 @@
-"""``VerifyDataset``: reads an archived dataset on the LTS again and compares. No state of it, or of a job, is touched."""
+"""``VerifyDataset``: reads an archived dataset on the LTS again and compares. Only the receipt is written."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ with workflow.unsafe.imports_passed_through():
     from archiver import model as m
     from archiver.retrieval import wire as w
 
-from workflows import recall, steps
+from workflows import recall, receipt, steps
 from workflows.visible import details, explain, size
 
 DATABLOCKS_PER_RUN = 300
 """After so many the run continues as new, so that its history stays small (P9)."""
+RECORD_SECONDS = 15
+"""So long the receipt is tried."""
 
 
 @workflow.defn(name="VerifyDataset")
@@ -39,6 +41,8 @@ class VerifyDataset:
                 await recall.asked_for(request.pid, later, request.policy)
         except ActivityError as error:
             self.failed(error, None)
+            if explain(error).type == "NoBag":
+                self.done = self.done.model_copy(update={"nothing": True})
             return self.done
         if held.bad and held.bad not in self.done.messages:
             self.done = self.done.model_copy(update={"outcome": "bad", "messages": [*self.done.messages, held.bad]})
@@ -49,7 +53,42 @@ class VerifyDataset:
             workflow.continue_as_new(request.model_copy(update=following))
         if self.done.outcome == "good":
             await self.compare(request)
+        await self.record(request)
         return self.done
+
+    async def record(self, request: w.CheckDatasetRequest) -> None:
+        """Add the outcome to the receipt beside the bag. One that cannot be written changes no outcome; it is said in words."""
+        done = self.done
+        said = {
+            "good": "every datablock matches its manifest and the bag",
+            "bad": "it does not match",
+            "unknown": "it could not be checked",
+        }[done.outcome]
+        event = receipt.event(
+            "fixity check",
+            f"The archived dataset was read again: {said}" + (f": {done.messages[0]}" if done.messages else ""),
+            pid=request.pid,
+            job="",
+            failed=done.outcome != "good",
+            detail={
+                "outcome": done.outcome,
+                "datablocks": done.datablocks,
+                "files": done.files,
+                "bytes": done.size_bytes,
+                "level": done.level,
+                "catalogue": done.catalogue,
+            },
+        )
+        ref = m.DatasetRef(pid=request.pid, events=[event])
+        # Whoever asks waits for the outcome, not for an LTS that takes no writes.
+        brief = request.policy.model_copy(update={"give_up_seconds": RECORD_SECONDS})
+        try:
+            await steps.RECORD_EVENTS.run(ref, policy=brief, summary="add the outcome to the receipt beside the bag")
+        except ActivityError as error:
+            if is_cancelled_exception(error):
+                raise
+            told = f"the receipt beside the bag does not say so: {explain(error).message}"
+            self.done = done.model_copy(update={"messages": [*done.messages, told]})
 
     async def compare(self, request: w.CheckDatasetRequest) -> None:
         """All datablocks together hold the files that the catalogue lists, and no others."""

@@ -218,6 +218,8 @@ class CheckDatasetResult(m.Contents):
     bad: list[int] = Field(default_factory=list)
     unknown: list[int] = Field(default_factory=list)
     messages: list[str] = Field(default_factory=list)
+    nothing: bool = False
+    """The LTS has no bag of it at all."""
 
 
 class CheckDatasetRequest(m.Wire):

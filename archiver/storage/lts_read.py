@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from archiver.datablock.bag import PAYLOAD_MANIFEST, TAG_MANIFEST, read_manifest_sha256
-from archiver.errors import IntegrityMismatch, LtsFault
+from archiver.errors import IntegrityMismatch, LtsFault, NoBag
 from archiver.pids import pid_path
 from archiver.storage.lts import Lts
 from archiver.storage.staging import archive_id, manifest_name
@@ -33,12 +33,13 @@ class Held:
 def held(lts: Lts, pid: str) -> dict[str, Held]:
     """The datablocks of a dataset's bag by archiveId. Looks only.
 
-    Raises ``LtsFault`` if the LTS has no complete bag of it, ``IntegrityMismatch`` if the bag's own list is damaged.
+    Raises ``LtsFault`` if the LTS has no complete bag of it (``NoBag``: nothing of one), ``IntegrityMismatch`` if the bag's
+    own list is damaged.
     """
     path = pid_path(pid)
     tags, listed = (lts.get_small(path, name) for name in (TAG_MANIFEST, PAYLOAD_MANIFEST))
     if tags is None or listed is None:
-        raise LtsFault(
+        raise (NoBag if tags is None and listed is None else LtsFault)(
             f"the LTS has no complete bag of dataset {pid}",
             expected=f"{path}/{TAG_MANIFEST} and {PAYLOAD_MANIFEST}",
             found="nothing" if tags is None and listed is None else "one of the two",

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import json
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from archiver.settings import S3Settings
+from archiver.storage.lts import MARKER
 from cli import exits
 from cli.ls import ls
 from cli.verify import CODES, lines, verify
-from tests.pipeline.moments import noise
+from tests.pipeline.moments import noise, until
 from tests.pipeline.system import System
 
 FILES = {"a.txt": b"text", "b.bin": noise(2**20, 1), "c.bin": noise(2**20, 2)}
@@ -36,7 +41,16 @@ async def served(
 def everything(system: System, pid: str) -> dict[str, tuple[bytes, int]]:
     """The dataset's files on the LTS, with their times."""
     folder = system.lts / pid
-    return {str(one): (one.read_bytes(), one.stat().st_mtime_ns) for one in folder.rglob("*") if one.is_file()}
+    return {
+        str(one): (one.read_bytes(), one.stat().st_mtime_ns)
+        for one in folder.rglob("*")
+        if one.is_file() and one.name != "events.jsonl"
+    }
+
+
+def last_event(system: System, pid: str) -> dict[str, Any]:
+    """The end of the dataset's receipt."""
+    return dict(json.loads((system.lts / pid / "events.jsonl").read_text().splitlines()[-1]))
 
 
 def spoil(path: Path, at: int) -> None:
@@ -57,6 +71,16 @@ async def test_what_is_as_it_was_is_good_and_nothing_is_touched(served: System) 
     assert done.size_bytes == sum(map(len, FILES.values()))
     assert (everything(served, pid), await served.record(pid)) == before
     assert CODES[done.outcome] == 0
+    event = last_event(served, pid)
+    assert (event["type"], event["outcome"], event["object"]) == ("fixity check", "success", pid)
+    assert event["detail"] == {
+        "outcome": "good",
+        "datablocks": 2,
+        "files": 3,
+        "bytes": done.size_bytes,
+        "level": done.level,
+        "catalogue": "same",
+    }
 
 
 @pytest.mark.parametrize("change", ["a file more", "a file less", "another size", "another name"])
@@ -93,6 +117,11 @@ async def test_p3_a_flipped_bit_is_bad_and_the_other_datablocks_are_read_all_the
     done = await verify(served.client, served.settings, pid)
     assert (done.outcome, done.bad, done.unknown) == ("bad", [2], [])
     assert "datablock 2" in done.messages[0]
+    assert "made anew;" not in done.messages[0]
+    assert "nothing was changed" in done.messages[0], "verify sets nothing aside and makes nothing anew"
+    event = last_event(served, pid)
+    assert (event["outcome"], event["detail"]["outcome"]) == ("failure", "bad")
+    assert "datablock 2" in event["event"]
     assert (everything(served, pid), await served.record(pid)) == before, "neither condemned nor told"
     assert (CODES[done.outcome], "BAD" in lines(done)) == (8, True)
 
@@ -108,16 +137,49 @@ async def test_p3_a_flipped_bit_in_what_no_retrieval_reads_is_bad_too(served: Sy
     assert pid in done.messages[0]
 
 
-async def test_what_is_not_there_could_not_be_checked_and_is_not_called_good(served: System) -> None:
+@pytest.mark.parametrize("name", ["1.tar.gz", "2.tar.gz", "1.manifest.jsonl.gz"])
+async def test_a_file_that_is_missing_is_bad_within_seconds_and_the_others_are_read(served: System, name: str) -> None:
     pid = await served.dataset(FILES)
-    done = await verify(served.client, served.settings, pid)
-    assert (done.outcome, done.datablocks) == ("unknown", 0)
-    assert "no complete bag" in done.messages[0]
     await served.archive(pid)
-    (served.lts / pid / "data" / "1.manifest.jsonl.gz").rename(served.folder / "gone")
+    (served.lts / pid / "data" / name).rename(served.folder / f"gone-{pid.partition('/')[2]}")
+    started = time.monotonic()
     done = await verify(served.client, served.settings, pid)
-    assert (done.outcome, done.unknown, done.bad) == ("unknown", [1], [])
-    assert CODES[done.outcome] == 1
+    assert time.monotonic() - started < 30
+    assert (done.outcome, done.bad, done.unknown, done.datablocks) == ("bad", [int(name[0])], [], 2)
+    assert f"data/{name} of dataset {pid} is missing on the LTS" in done.messages[0]
+    assert CODES[done.outcome] == 8
+
+
+async def test_what_cannot_be_read_could_not_be_checked_and_is_told_while_it_is_tried(served: System) -> None:
+    pid = await served.dataset(FILES)
+    await served.archive(pid)
+    said: list[str] = []
+    marker = served.lts / MARKER
+    hidden = marker.rename(served.folder / "marker")
+    running = asyncio.create_task(verify(served.client, served.settings, pid, said.append))
+    try:
+        await until(lambda: any("try 2 of reading" in line for line in said))
+    finally:
+        hidden.rename(marker)
+    assert (await running).outcome == "good"
+
+
+async def test_what_was_never_archived_is_not_found(served: System) -> None:
+    pid = await served.dataset(FILES)
+    for one, found in ((pid, "SciCat says"), ("20.500.12345/nope", "SciCat knows no such dataset")):
+        with pytest.raises(exits.NotFound) as error:
+            await verify(served.client, served.settings, one)
+        assert found in str(error.value.found)
+        assert exits.exit_code(error.value) == 5
+
+
+async def test_a_dataset_that_scicat_calls_archived_and_the_lts_does_not_have_is_bad(served: System) -> None:
+    pid = await served.dataset(FILES)
+    await served.archive(pid)
+    (served.lts / pid).rename(served.folder / f"lost-{pid.partition('/')[2]}")
+    done = await verify(served.client, served.settings, pid)
+    assert done.outcome == "bad"
+    assert "SciCat says datasetOnArchiveDisk, and the LTS has no bag of it" in done.messages[0]
 
 
 async def test_ls_shows_the_catalogue_the_lts_and_the_manifests_side_by_side(served: System) -> None:
