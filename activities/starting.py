@@ -12,8 +12,12 @@ from activities.connection import answering
 from archiver import model as m
 from archiver.pids import workflow_id
 from archiver.retrieval import wire as w
+from archiver.text import MAX_KEYWORD, one_line
 from workflows import steps
 from workflows.visible import attributes
+
+MAX_REASON = 300
+"""Characters of why a job was taken up again."""
 
 
 def job_workflow_id(job_id: str, *, retrieve: bool = False) -> str:
@@ -29,10 +33,12 @@ async def start_job(
     retrieve: bool = False,
     delay: timedelta | None = None,
     again: bool = True,
+    asked: m.StopRequest | None = None,
 ) -> WorkflowHandle[Any, m.ArchiveJobResult]:
     """Start the workflow of a job. May be repeated: one that runs is joined, and one that ended is run again (harmless: P3).
 
     ``retrieve``: it is of the type that brings data back. ``delay``: Temporal holds it back so long, over restarts of everything.
+    ``asked``: who had it taken up again, and why, for whoever looks at it later.
     Without ``again`` a job that ended is not run again: ``WorkflowAlreadyStartedError``. Raises ``Unreachable`` where Temporal
     does not answer.
     """
@@ -53,6 +59,9 @@ async def start_job(
             ),
             start_delay=delay,
             search_attributes=attributes(job_id=job_id, operation=operation),
+            memo={"asked_by": one_line(asked.who, MAX_KEYWORD), "reason": one_line(asked.reason, MAX_REASON)}
+            if asked
+            else None,
             static_summary=f"{operation} job {job_id}",
             static_details=(
                 f"One SciCat job of type {operation}. Cancel it here, or send the signal 'cancel' {{reason, who}}."

@@ -19,6 +19,7 @@ from archiver.catalogue.client import SciCat
 from archiver.errors import CatalogueFault, Refused
 from archiver.retrieval import wire as w
 from archiver.settings import Settings
+from cli import look
 from cli.look import Data
 from cli.refs import describe, is_retrieval, kind_of, name_of, resolve
 from workflows.visible import JOB_ID, PID
@@ -46,10 +47,21 @@ async def cancel(client: Client, ref: str, *, reason: str, who: str) -> Data:
     return {"workflow": found.id, "asked": True, "reason": reason, "who": who}
 
 
-async def retry(client: Client, ref: str) -> Data:
-    """Start the job of what failed or was stopped again. Raises ``Refused`` while it runs or once all is archived."""
+async def retry(client: Client, settings: Settings, ref: str, *, reason: str, who: str) -> Data:
+    """Start what failed or was stopped again: of a dataset that dataset, of a job what it was started with.
+
+    A job's datasets that were abandoned stay so, unless the job itself was. Raises ``Refused`` while it runs, or where
+    nothing is left of it, ``RPCError``.
+    """
     found = await resolve(client, ref)
     kind = kind_of(found.id)
+    if kind == "datablock":
+        raise Refused(
+            f"{found.id} cannot be taken up alone",
+            expected="a job or a dataset",
+            found="a datablock",
+            next_step="archiver retry PID  takes up its dataset",
+        )
     if kind == "dataset" and _runs(found):
         raise _not_over(found)
     job_id = found.typed_search_attributes.get(JOB_ID) or (name_of(found.id) if kind == "job" else "")
@@ -65,8 +77,59 @@ async def retry(client: Client, ref: str) -> Data:
     if _runs(job):
         raise _not_over(job)
     request = await _input(client, job)
-    await start_job(client, request.job_id, request.pids, retrieve=retrieve)
-    return {"workflow": job.id, "job": request.job_id, "pids": request.pids}
+    left_out: list[str] = []
+    if kind == "dataset":
+        pids: list[str] | None = [found.typed_search_attributes.get(PID) or name_of(found.id)]
+    else:
+        pids = request.pids
+        if not await _was_abandoned(client, job):
+            left_out = await _abandoned(client, job_id, retrieve)
+        if left_out:
+            async with SciCat(settings.scicat) as scicat:
+                listed = pids or [entry.pid for entry in (await scicat.job(job_id)).datasets]
+            pids = [pid for pid in dict.fromkeys(listed) if pid not in left_out]
+            if not pids:
+                raise Refused(
+                    f"every dataset of {job.id} was abandoned",
+                    expected="a dataset that is to be taken up again",
+                    found=f"{len(left_out)} abandoned",
+                    next_step="archiver retry PID  takes one of them up all the same",
+                )
+    asked = m.StopRequest(reason=reason, who=who)
+    await start_job(client, request.job_id, pids, retrieve=retrieve, asked=asked)
+    return {
+        "workflow": job.id,
+        "job": request.job_id,
+        "pids": pids,
+        "abandoned": left_out,
+        "reason": reason,
+        "who": who,
+    }
+
+
+async def _abandoned(client: Client, job_id: str, retrieve: bool) -> list[str]:
+    """The job's datasets whose latest run an operator abandoned."""
+    kind = "RetrieveDataset" if retrieve else "ArchiveDataset"
+    query = (
+        f"WorkflowType = '{kind}' AND ScicatJobId = '{job_id}'"
+        " AND (ExecutionStatus IN ('Terminated', 'Canceled') OR Stage = 'stopped')"
+    )
+    names = dict.fromkeys([row.id async for row in client.list_workflows(query, rpc_timeout=RPC)])
+    found = []
+    for workflow in names:
+        latest = await describe(client, workflow)
+        if latest is not None and await _was_abandoned(client, latest):
+            found.append(latest.typed_search_attributes.get(PID) or name_of(workflow))
+    return found
+
+
+async def _was_abandoned(client: Client, found: WorkflowExecutionDescription) -> bool:
+    """Whether an operator ended it for good."""
+    if _runs(found):
+        return False
+    ending: Data = {"kind": kind_of(found.id), "message": "", "of": None}
+    await look.ending(client, found, ending)
+    return ABANDONED in (ending["problem"] or ending["message"])
 
 
 async def abandon(client: Client, settings: Settings, ref: str, *, reason: str, who: str, within: float) -> Data:

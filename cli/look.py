@@ -114,6 +114,7 @@ async def node(looker: Looker, description: WorkflowExecutionDescription) -> Dat
         "last_error": next((one["last_error"] for one in steps if one["last_error"]), None),
         "message": "",
         "progress": None,
+        "asked": await _asked(description),
     }
     if running and held and held > datetime.now(UTC):
         found["waits_for"] = f"its time: begins {held:%Y-%m-%d %H:%M} UTC"
@@ -134,11 +135,17 @@ async def node(looker: Looker, description: WorkflowExecutionDescription) -> Dat
     _count(found, description, asked)
     found["datasets" if kind == "job" else "datablocks"] = [one for one in below if one is not None]
     if not running:
-        await _ending(looker.client, description, found)
+        await ending(looker.client, description, found)
     elif asked is None and not found["waits_for"]:
         found["waits_for"] = f"a worker on queue {queues.WORKFLOWS}: no worker answers"
     _shares(found)
     return found
+
+
+async def _asked(description: WorkflowExecutionDescription) -> str:
+    """Who had it taken up again, and why; empty where nobody did."""
+    memo = await description.memo()
+    return f"taken up again by {memo['asked_by']}: {memo.get('reason')}" if memo.get("asked_by") else ""
 
 
 async def _child(looker: Looker, workflow: str, run_id: str) -> Data | None:
@@ -320,7 +327,7 @@ def _stands(one: Data) -> bool:
 # --- how it ended ------------------------------------------------------------------------------------------------------
 
 
-async def _ending(client: Client, description: WorkflowExecutionDescription, found: Data) -> None:
+async def ending(client: Client, description: WorkflowExecutionDescription, found: Data) -> None:
     """Message, result and who ended it, from the last event: no worker is needed."""
     handle = client.get_workflow_handle(description.id, run_id=description.run_id)
     history = handle.fetch_history_events(event_filter_type=WorkflowHistoryEventFilterType.CLOSE_EVENT, rpc_timeout=RPC)

@@ -461,17 +461,27 @@ def cancel(
 
 
 @app.command()
-def retry(ref: Annotated[str, typer.Argument(help=REF, metavar="REF")]) -> None:
-    """Run the job of what failed or was stopped again. What was verified is used again."""
+def retry(
+    ref: Annotated[str, typer.Argument(help=REF, metavar="REF")],
+    reason: Annotated[str, typer.Option(help="Why; who looks at the job later reads it.")] = "no reason given",
+    who: Annotated[str | None, typer.Option(help="Who asks; default: user@host.")] = None,
+) -> None:
+    """Take up again what failed or was stopped: one dataset, or a job. What was verified is used again.
+
+    Datasets of a job that were abandoned stay so: name them to take them up.
+    """
     from activities.connection import answering, connect
     from cli import hand
 
     async def run() -> dict[str, Any]:
-        client = await connect(options.settings())
+        settings = options.settings()
+        client = await connect(settings)
         with answering():
-            return await hand.retry(client, ref)
+            return await hand.retry(client, settings, ref, reason=reason, who=who or hand.whoever())
 
     told = asyncio.run(run())
+    for pid in told["abandoned"]:
+        options.say(f"{pid} was abandoned: left alone; archiver retry {pid}  takes it up all the same")
     options.out(f"started {told['workflow']}; archiver watch {told['job']} follows it", **told)
 
 

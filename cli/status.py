@@ -47,6 +47,7 @@ def lines(found: Data) -> list[str]:
 
 def _job_lines(found: Data) -> list[str]:
     rows = [head_of(found)]
+    rows += [f"  {found['asked']}"] if found.get("asked") else []
     rows += ["  " + row for row in _trouble(found)]
     for dataset in found["datasets"]:
         rows += ["  " + row for row in dataset_lines(dataset)]

@@ -76,6 +76,52 @@ async def test_retry_of_a_job_over_some_datasets_is_over_the_same(served: System
     assert result["counts"]["archived"] + result["counts"]["already_archived"] == 1
 
 
+async def test_retry_of_a_dataset_is_that_datasets_and_says_who_and_why(served: System, run: Run) -> None:
+    good, bad, other = [await served.dataset(SMALL, landed=landed) for landed in (True, False, False)]
+    job = await served.job(good, bad, other)
+    await (await served.start_job(job)).result()
+    served.put(bad, SMALL)
+    ended = await run(served, "--json", "retry", bad, "--reason", "files are there now", "--who", "anna")
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads(ended.stdout)["pids"] == [bad]
+    handle = served.client.get_workflow_handle(f"archive-job/{job}")
+    assert (await handle.result())["counts"]["archived"] == 1
+    assert await (await handle.describe()).memo() == {"asked_by": "anna", "reason": "files are there now"}
+    status = await run(served, "status", job)
+    assert "taken up again by anna: files are there now" in status.stdout
+    runs = [row async for row in served.client.list_workflows(f"WorkflowId = 'archive-dataset/{other}'")]
+    assert len(runs) == 1, "the job's other failed dataset was not touched"
+
+
+async def test_an_abandoned_dataset_is_not_run_again_by_a_retry_of_its_job(served: System, run: Run) -> None:
+    left, bad = await served.dataset(FILES), await served.dataset(SMALL, landed=False)
+    with full_lts(served):
+        job = await served.job(left, bad)
+        handle = await served.start_job(job)
+        await waiting_for_space(served, left)
+        ended = await run(served, "abandon", left, "--reason", "withdrawn", "--who", "anna")
+        assert ended.returncode == 0, ended.stderr
+        await handle.result()
+    served.put(bad, SMALL)
+
+    async def listed() -> bool:
+        query = f"WorkflowId = 'archive-dataset/{left}' AND ExecutionStatus != 'Running' AND Stage = 'stopped'"
+        return (await served.client.count_workflows(query)).count == 1
+
+    await until(listed, "the list is not behind")
+    again = await run(served, "--json", "retry", job)
+    assert again.returncode == 0, again.stderr
+    assert (json.loads(again.stdout)["pids"], json.loads(again.stdout)["abandoned"]) == ([bad], [left])
+    assert f"{left} was abandoned: left alone" in again.stderr
+    result = await served.client.get_workflow_handle(f"archive-job/{job}").result()
+    assert result["counts"]["archived"] + result["counts"]["already_archived"] == 1
+    assert (await served.lifecycle(left))["archiveStatusMessage"] != "datasetOnArchiveDisk"
+    named = await run(served, "--json", "retry", left)
+    assert named.returncode == 0, named.stderr
+    await served.client.get_workflow_handle(f"archive-job/{job}").result()
+    assert (await served.lifecycle(left))["archiveStatusMessage"] == "datasetOnArchiveDisk"
+
+
 async def test_abandon_lets_clean_up_what_can(served: System, run: Run) -> None:
     pid = await served.dataset(FILES)
     with full_lts(served):
