@@ -34,6 +34,7 @@ from archiver.retrieval.result import links, places
 from archiver.settings import Settings
 from archiver.storage.objects import Bucket
 from archiver.storage.retrieval_bucket import RetrievalBucket
+from archiver.text import keyword
 from workflows.visible import PID
 
 FIRST = 10
@@ -275,7 +276,7 @@ class RetrieveCatalogue:
 
         def in_work(pid: str) -> bool:
             # Asked anew each time, from the thread that removes.
-            return pid in asyncio.run_coroutine_threadsafe(retrieved_now(client), loop).result()
+            return keyword(pid) in asyncio.run_coroutine_threadsafe(retrieved_now(client), loop).result()
 
         async with beating("looking at retrieved data"):
             done = await in_thread(self._target.expire, time.time(), in_work, Beat(loop=loop))
@@ -292,7 +293,7 @@ class RetrieveCatalogue:
 
 
 async def retrieved_now(client: Client) -> set[str]:
-    """Pids of which a retrieval runs."""
+    """Pids, as ``keyword`` makes them, of which a retrieval runs."""
     query = "WorkflowType IN ('RetrieveDataset', 'RetrieveDatablock') AND ExecutionStatus = 'Running'"
     with answering():
         listed = [one.typed_search_attributes.get(PID) async for one in client.list_workflows(query)]

@@ -37,6 +37,7 @@ from archiver.settings import Settings
 from archiver.storage.lts import Lts
 from archiver.storage.objects import Bucket
 from archiver.storage.staging import dataset_of
+from archiver.text import cut, keyword
 from workflows.visible import PID
 
 STARTS_AT_ONCE = 16
@@ -154,11 +155,11 @@ class JobSweep:
             working = await running_datasets(activity.client())
             for number, pid in enumerate(pids):
                 say(files=number)
-                if pid in working or (dataset := await self._scicat.dataset(pid)) is None:
+                if keyword(pid) in working or (dataset := await self._scicat.dataset(pid)) is None:
                     continue
                 if (mark := self._mark(dataset)) is not None:
                     found[pid] = (mark[0], "started in SciCat")
-        return picked(found, working, self._settings, running=len(set(pids) & working))
+        return picked(found, working, self._settings, running=len(set(map(keyword, pids)) & working))
 
     @activity.defn(name="look-at-dataset")
     @told_async
@@ -170,7 +171,7 @@ class JobSweep:
             query += f" AND {PID.name} = '{request.pid}'"
         with answering():
             async for one in client.list_workflows(query):
-                if one.id != own and one.typed_search_attributes.get(PID) == request.pid:
+                if one.id != own and one.typed_search_attributes.get(PID) == keyword(request.pid):
                     return m.LookResult(idle=False, why=f"{one.id} runs")
         dataset = await self._scicat.dataset(request.pid)
         if dataset is None:
@@ -322,7 +323,7 @@ class _Round:
     def _did(self, what: str, job_id: str, words: str) -> None:
         self.done[what] += 1
         would = "would be " if self._dry_run and what != "failed" else ""
-        line = f"{job_id}: {would}{what}{f' ({words})' if words else ''}"[: m.MAX_OUTCOME_MESSAGE]
+        line = cut(f"{job_id}: {would}{what}{f' ({words})' if words else ''}", m.MAX_OUTCOME_MESSAGE)
         logger.info("job %s", line)
         if len(self.lines) < m.MAX_SWEPT:
             self.lines.append(line)
@@ -392,7 +393,7 @@ def newest(ages: Iterable[tuple[str | None, Age]]) -> dict[str, Age]:
 def picked(found: dict[str, Age], working: set[str], settings: Settings, *, running: int = 0) -> m.FoundLeftovers:
     """Those that are old enough and that nobody works on, the oldest first, as many as one sweep takes."""
     limit = _limit(settings)
-    idle = {pid: age for pid, age in found.items() if pid not in working}
+    idle = {pid: age for pid, age in found.items() if keyword(pid) not in working}
     old = [(age, pid) for pid, age in idle.items() if age[0] < limit]
     first = heapq.nsmallest(DATASETS_PER_SWEEP, old)
     return m.FoundLeftovers(
@@ -412,7 +413,7 @@ async def running_jobs(client: Client) -> set[str]:
 
 
 async def running_datasets(client: Client) -> set[str]:
-    """Pids of which a dataset's or a datablock's workflow runs."""
+    """Pids, as ``keyword`` makes them, of which a dataset's or a datablock's workflow runs."""
     with answering():
         kinds = "'ArchiveDataset', 'ArchiveDatablock', 'RetrieveDataset', 'RetrieveDatablock'"
         query = f"WorkflowType IN ({kinds}) AND ExecutionStatus = 'Running'"

@@ -19,6 +19,8 @@ ArchiverError
 
 from __future__ import annotations
 
+from archiver.text import NEXT, cut, joined, printable
+
 
 class ArchiverError(Exception):
     """What went wrong, in the four lines an operator reads: error, expected, found, next.
@@ -65,22 +67,30 @@ class ArchiverError(Exception):
             if value is not None and (f"{label} {value}" if label == "datablock" else str(value)) not in self.what
         ]
         text = self.what + (f" ({', '.join(where)})" if where else "")
-        end = f"; next: {self.next_step}" if self.next_step else ""
         if self.expected is not None or self.found is not None:
             text += f"; expected {self.expected or 'nothing'}, found {self.found or 'nothing'}"
-        # What to do next is what the reader needs most: of a message too long, the middle goes.
-        room = self.MAX_MESSAGE - len(end)
-        return ((text if len(text) <= room else text[: room - 1] + "…") + end)[: self.MAX_MESSAGE]
+        return cut(printable(text + (NEXT + self.next_step if self.next_step else "")), self.MAX_MESSAGE)
 
     def lines(self) -> str:
-        """The message as up to four lines: error, expected, found, next (shared/front-door.md)."""
+        """The message as up to four lines: error, expected, found, next."""
         rows = [
             ("error", self.what),
             ("expected", self.expected),
             ("found", self.found),
             ("next", self.next_step),
         ]
-        return "\n".join(f"{label:<9}{value}" for label, value in rows if value)
+        return joined(f"{label:<9}{value}" for label, value in rows if value)
+
+    def as_data(self) -> dict[str, str | None]:
+        """The message for programs."""
+        return {
+            "type": self.type_name,
+            "message": self.one_line(),
+            "error": self.what,
+            "expected": self.expected,
+            "found": self.found,
+            "next": self.next_step,
+        }
 
 
 class ContentError(ArchiverError):

@@ -9,6 +9,8 @@ import sys
 from datetime import UTC, datetime
 from typing import Literal
 
+from archiver.text import lines, printable
+
 SIGNATURE = re.compile(r"(?i)(X-Amz-(?:Signature|Credential|Security-Token)=)[^&\s\"'\\]+")
 """What makes a URL a credential."""
 _SECRETS = (
@@ -30,8 +32,13 @@ def scrub(text: str) -> str:
 
 
 class _Text(logging.Formatter):
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        # One line a record, whatever names it tells.
+        record.message = printable(record.message)
+        return super().formatMessage(record)
+
     def format(self, record: logging.LogRecord) -> str:
-        return scrub(super().format(record))
+        return scrub(lines(super().format(record)))
 
 
 class _Json(logging.Formatter):

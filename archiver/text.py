@@ -6,12 +6,16 @@ through here. Names are data: they are shown escaped, never interpreted.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 NEXT = "; next: "
 """What stands before the next step in a message of one line (``ArchiverError.one_line``)."""
 MAX_NAME = 200
 """Characters of a name in a message."""
-MAX_KEYWORD = 200
-"""Characters of a search attribute, and of a summary: a Temporal server on SQL keeps no more than 255, 200 bytes of summary."""
+MAX_KEYWORD = 250
+"""Characters of a search attribute: a Temporal server on SQL keeps 255, and ends a workflow that sets a longer one."""
+MAX_SUMMARY_BYTES = 200
+"""Of the one-line summary of a workflow, step or timer in Temporal's Web UI."""
 
 
 def cut(text: str, limit: int) -> str:
@@ -31,9 +35,14 @@ def printable(text: str) -> str:
     return text if text.isprintable() else "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
 
 
+def joined(rows: Iterable[str]) -> str:
+    """Lines of ours as one text. What is in a line stays in it: a name cannot begin another."""
+    return "\n".join(printable(row) for row in rows)
+
+
 def lines(text: str) -> str:
-    """As ``printable``, but for the line breaks of a text that we composed of several lines."""
-    return "\n".join(printable(line) for line in text.split("\n"))
+    """As ``printable``, line by line."""
+    return joined(text.split("\n"))
 
 
 def one_line(text: str, limit: int) -> str:
@@ -44,3 +53,24 @@ def one_line(text: str, limit: int) -> str:
 def name(text: str, limit: int = MAX_NAME) -> str:
     """A name for a message: escaped, and cut in its middle."""
     return cut(printable(text), limit)
+
+
+def keyword(text: str) -> str:
+    """A name as a search attribute, and as it is asked for."""
+    return name(text, MAX_KEYWORD)
+
+
+def summary(text: str) -> str:
+    """A text as the summary of a workflow, step or timer."""
+    limit = MAX_SUMMARY_BYTES
+    while len((text := name(text, limit)).encode("utf-8", "replace")) > MAX_SUMMARY_BYTES:
+        limit = limit * 3 // 4
+    return text
+
+
+def table_cell(text: str, limit: int) -> str:
+    """A text in a table of Markdown: shown as it is, no link, no HTML, no other cell."""
+    escaped = name(text, limit)
+    for mark in "&|<[`":
+        escaped = escaped.replace(mark, f"&#{ord(mark)};")
+    return escaped

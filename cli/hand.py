@@ -21,8 +21,8 @@ from archiver.retrieval import wire as w
 from archiver.settings import Settings
 from cli import look
 from cli.look import Data
-from cli.refs import describe, is_retrieval, kind_of, name_of, resolve
-from workflows.visible import JOB_ID, PID
+from cli.refs import describe, is_retrieval, kind_of, name_of, pid_of, resolve
+from workflows.visible import JOB_ID
 
 LOOK_SECONDS = 0.3
 LONGEST_LOOK_SECONDS = 5.0
@@ -79,7 +79,7 @@ async def retry(client: Client, settings: Settings, ref: str, *, reason: str, wh
     request = await _input(client, job)
     left_out: list[str] = []
     if kind == "dataset":
-        pids: list[str] | None = [found.typed_search_attributes.get(PID) or name_of(found.id)]
+        pids: list[str] | None = [pid_of(found)]
     else:
         pids = request.pids
         if not await _was_abandoned(client, job):
@@ -119,7 +119,7 @@ async def _abandoned(client: Client, job_id: str, retrieve: bool) -> list[str]:
     for workflow in names:
         latest = await describe(client, workflow)
         if latest is not None and await _was_abandoned(client, latest):
-            found.append(latest.typed_search_attributes.get(PID) or name_of(workflow))
+            found.append(pid_of(latest))
     return found
 
 
@@ -155,9 +155,7 @@ async def abandon(client: Client, settings: Settings, ref: str, *, reason: str, 
         for one in reversed(running):
             if await _terminate(client, one, stop):
                 terminated.append(one.id)
-                datasets |= (
-                    {one.typed_search_attributes.get(PID) or name_of(one.id)} if kind_of(one.id) == "dataset" else set()
-                )
+                datasets |= {pid_of(one)} if kind_of(one.id) == "dataset" else set()
         await asyncio.sleep(LOOK_SECONDS)
     try:
         await _tell(settings, found, sorted(datasets), stop)

@@ -13,6 +13,7 @@ from temporalio.client import Client, WorkflowExecution
 
 from activities.polled import RPC
 from archiver.errors import SettingsInvalid
+from archiver.text import cut, keyword
 from cli import queues
 from cli.look import Data, spell
 from cli.queues import queue_of
@@ -20,6 +21,7 @@ from cli.refs import describe, kind_of, name_of
 from workflows.visible import BYTES_TOTAL, JOB_ID, STAGE, size
 
 WELL = "finishedSuccessful"
+SHOWN_ERROR = 300
 FAILED_TRIES = 3
 """A step that failed so often in a row is stuck, though it is still tried."""
 LOOK_SECONDS = 8.0
@@ -99,7 +101,7 @@ async def _latest(client: Client, rows: list[WorkflowExecution], failed: bool) -
 
 async def _of_group(client: Client, query: str, group: str, limit: int, failed: bool) -> Data:
     """Jobs with a dataset of this owner group under way or done."""
-    ours = f"WorkflowType IN ('ArchiveDataset', 'RetrieveDataset') AND OwnerGroup = '{_quoted(group)}'"
+    ours = f"WorkflowType IN ('ArchiveDataset', 'RetrieveDataset') AND OwnerGroup = '{_quoted(keyword(group))}'"
     names: list[str] = []
     async for row in client.list_workflows(ours, limit=GROUP_DATASETS, rpc_timeout=RPC):
         job = row.typed_search_attributes.get(JOB_ID)
@@ -170,7 +172,9 @@ def _reasons(raw: Any, states: dict[str, queues.QueueState], unserved: set[str])
         if pending.paused or (queue in states and states[queue].paused and not runs):
             continue
         if pending.attempt > FAILED_TRIES:
-            reasons.append(f"step {step} failed {pending.attempt - 1} times: {pending.last_failure.message[:300]}")
+            reasons.append(
+                f"step {step} failed {pending.attempt - 1} times: {cut(pending.last_failure.message, SHOWN_ERROR)}"
+            )
         elif not runs and queue in unserved:
             reasons.append(f"step {step} waits for a worker on queue {queue}")
     if raw.pending_workflow_task.attempt > FAILED_TRIES:

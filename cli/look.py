@@ -23,6 +23,7 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from activities.polled import RPC
 from archiver import model as m
+from archiver.text import cut
 from cli import queues
 from cli.queues import QueueState, queue_of, when
 from cli.refs import describe, kind_of, name_of
@@ -210,7 +211,7 @@ async def step(looker: Looker, pending: PendingActivityInfo) -> Data:
     if pending.HasField("last_failure"):
         at = when(pending.last_attempt_complete_time) or begun
         error = {
-            "message": pending.last_failure.message[:SHOWN_ERROR],
+            "message": cut(pending.last_failure.message, SHOWN_ERROR),
             "at": at.isoformat(timespec="seconds") if at else None,
             "attempt": pending.attempt - 1,
         }

@@ -12,6 +12,7 @@ from archiver.pids import pid_path
 from archiver.settings import Settings
 from archiver.storage import lts_read
 from archiver.storage.open import open_lts
+from archiver.text import joined
 from cli import exits
 from workflows.visible import size
 
@@ -61,7 +62,7 @@ async def ls(settings: Settings, pid: str, *, files: bool) -> tuple[str, Data, i
         "datablocks": list(rows.values()),
         "problems": problems,
     }
-    return "\n".join(_lines(told)), told, exits.MISMATCH if problems else 0
+    return joined(_lines(told)), told, exits.MISMATCH if problems else 0
 
 
 def _on_lts(settings: Settings, pid: str, files: bool) -> dict[str, Data]:

@@ -13,6 +13,7 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -21,6 +22,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from archiver.errors import ArchiverError
+from archiver.text import cut, joined, printable
+from archiver.text import lines as line_by_line
 
 if TYPE_CHECKING:
     from archiver.settings import Settings
@@ -62,14 +65,15 @@ class Options:
 
         return load(find_file(self.config))
 
-    def out(self, text: str, **data: Any) -> None:
-        """A result: for people, or with ``--json`` one JSON object with a version."""
+    def out(self, told: str | Iterable[str], **data: Any) -> None:
+        """A result: for people, a text or its lines, or with ``--json`` one JSON object with a version."""
+        text = line_by_line(told) if isinstance(told, str) else joined(told)
         print(json.dumps({"version": 1, **data}) if self.json else text, flush=True)
 
     def say(self, text: str) -> None:
-        """Progress."""
+        """Progress: one line."""
         if not self.quiet:
-            print(text, file=sys.stderr, flush=True)
+            print(printable(text), file=sys.stderr, flush=True)
 
 
 options = Options()
@@ -102,7 +106,7 @@ def setup(
 
     lines: list[str] = []
     made = asyncio.run(set_up(options.settings(), dry_run=dry_run, say=lines.append))
-    options.out("\n".join(lines), made=made, steps=lines)
+    options.out(lines, made=made, steps=lines)
 
 
 @app.command()
@@ -142,7 +146,7 @@ def config_check() -> None:
 
     options.settings()
     path = find_file(options.config)
-    options.out(f"ok: {path or 'defaults and environment'}", file=str(path) if path else None)
+    options.out([f"ok: {path or 'defaults and environment'}"], file=str(path) if path else None)
 
 
 @config_app.command("schema")
@@ -208,7 +212,7 @@ def dev(
     hidden = ("secret", "password", "token")
     shown = {key: value for key, value in system.info.items() if not any(word in key for word in hidden)}
     lines = [f"{key:<22}{value}" for key, value in shown.items()]
-    options.out("\n".join(["ready", *lines, f"settings              {system.config}"]), **shown)
+    options.out(["ready", *lines, f"settings              {system.config}"], **shown)
     system.run()
 
 
@@ -345,7 +349,7 @@ async def _started(handles: list[Any], wait: bool) -> int:
 
     if not wait:
         told = [{"job": name_of(handle.id), "workflow": handle.id} for handle in handles]
-        options.out("\n".join(f"started {handle.id}" for handle in handles), jobs=told, **told[0])
+        options.out([f"started {handle.id}" for handle in handles], jobs=told, **told[0])
         return 0
 
     async def one(handle: Any) -> tuple[str, dict[str, Any], int]:
@@ -361,7 +365,7 @@ async def _started(handles: list[Any], wait: bool) -> int:
 
     ended = await asyncio.gather(*map(one, handles))
     told = [data for _, data, _ in ended]
-    options.out("\n".join(text for text, _, _ in ended), jobs=told, **told[0])
+    options.out([text for text, _, _ in ended], jobs=told, **told[0])
     codes = {code for _, _, code in ended}
     return codes.pop() if len(codes) == 1 else exits.PARTLY
 
@@ -407,9 +411,9 @@ def watch(
     try:
         found = asyncio.run(run())
     except (KeyboardInterrupt, watching.TimeIsUp) as early:
-        print(watching.goes_on(ref, time.monotonic() - started), file=sys.stderr, flush=True)
+        print(printable(watching.goes_on(ref, time.monotonic() - started)), file=sys.stderr, flush=True)
         raise typer.Exit(130 if isinstance(early, KeyboardInterrupt) else watching.TIMED_OUT) from None
-    options.out("\n".join(lines(found)), **found)
+    options.out(lines(found), **found)
     raise typer.Exit(watching.code_of(found))
 
 
@@ -438,7 +442,7 @@ def list_jobs(
             )
 
     told = asyncio.run(run())
-    options.out("\n".join(lines(told)), **told)
+    options.out(lines(told), **told)
 
 
 @app.command()
@@ -457,7 +461,7 @@ def cancel(
             return await hand.cancel(client, ref, reason=reason, who=who or hand.whoever())
 
     told = asyncio.run(run())
-    options.out(f"{told['workflow']} was asked to stop; archiver watch {ref} follows it", **told)
+    options.out([f"{told['workflow']} was asked to stop; archiver watch {ref} follows it"], **told)
 
 
 @app.command()
@@ -482,7 +486,7 @@ def retry(
     told = asyncio.run(run())
     for pid in told["abandoned"]:
         options.say(f"{pid} was abandoned: left alone; archiver retry {pid}  takes it up all the same")
-    options.out(f"started {told['workflow']}; archiver watch {told['job']} follows it", **told)
+    options.out([f"started {told['workflow']}; archiver watch {told['job']} follows it"], **told)
 
 
 @app.command()
@@ -509,7 +513,7 @@ def abandon(
         if count
         else "it cleaned up after itself"
     )
-    options.out(f"{told['workflow']} is abandoned: {how}", **told)
+    options.out([f"{told['workflow']} is abandoned: {how}"], **told)
 
 
 @app.command()
@@ -548,7 +552,7 @@ def _set_paused(queue: str | None, paused: bool, reason: str, who: str | None, s
             return await queues.set_paused(client, names, paused, reason=reason, who=who or hand.whoever())
 
     states = asyncio.run(run())
-    options.out("\n".join(queues.line(state) for state in states), queues=[state.as_data() for state in states])
+    options.out([queues.line(state) for state in states], queues=[state.as_data() for state in states])
 
 
 @app.command()
@@ -570,7 +574,7 @@ def health(
             return await probe.health(client, names)
 
     told = asyncio.run(run())
-    options.out("\n".join(probe.lines(told)), **told)
+    options.out(probe.lines(told), **told)
     raise typer.Exit(0 if told["healthy"] else 1)
 
 
@@ -640,8 +644,7 @@ def run() -> int:
     except ArchiverError as error:
         if options.json:
             with contextlib.suppress(OSError):
-                told = {"type": error.type_name, "message": error.one_line()}
-                print(json.dumps({"version": 1, "error": told}), flush=True)
+                print(json.dumps({"version": 1, "error": error.as_data()}), flush=True)
         print(error.lines(), file=sys.stderr)
         return exit_code(error)
     except SystemExit as end:
@@ -653,7 +656,7 @@ def run() -> int:
     except Exception as error:
         if os.environ.get("PYTHONFAULTHANDLER"):
             raise
-        print(f"error    unexpected {type(error).__name__}: {error}"[:800], file=sys.stderr)
+        print(printable(cut(f"error    unexpected {type(error).__name__}: {error}", 800)), file=sys.stderr)
         print("next     report it; PYTHONFAULTHANDLER=1 shows where it happened", file=sys.stderr)
         return 1
     return 0

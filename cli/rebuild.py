@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import closing
 from typing import Any, Protocol
 
@@ -18,6 +18,7 @@ from archiver.pids import path_pid, pid_path
 from archiver.settings import Settings
 from archiver.storage.lts import Lts
 from archiver.storage.open import open_lts
+from archiver.text import joined
 from cli import exits
 
 DATASETS_AT_ONCE = 8
@@ -34,7 +35,7 @@ class Options(Protocol):
 
     def settings(self) -> Settings: ...
 
-    def out(self, text: str, **data: Any) -> None: ...
+    def out(self, told: str | Iterable[str], **data: Any) -> None: ...
 
     def say(self, text: str) -> None: ...
 
@@ -153,7 +154,7 @@ def lines(done: Rebuilt, *, apply: bool) -> str:
     """For people."""
     if not done.changes:
         head = f"{done.pid}  as it is  {_number(done.datablocks, 'datablock')}"
-        return "\n".join([head, *(f"    {note}" for note in done.notes)])
+        return joined([head, *(f"    {note}" for note in done.notes)])
     rows = [f"{done.pid}  {'REBUILT' if apply else 'TO REBUILD'}"]
     rows[0] += f"  {len(done.missing)} of {_number(done.datablocks, 'datablock')} without a record"
     rows += [f"    {archive_id}" for archive_id in done.missing[:SHOWN]]
@@ -162,13 +163,13 @@ def lines(done: Rebuilt, *, apply: bool) -> str:
     rows += [f"    {name} {was} -> {right}" for name, (was, right) in done.counters.items()]
     if done.status is not None:
         rows.append(f"    archiveStatusMessage {done.status or '-'} -> datasetOnArchiveDisk")
-    return "\n".join([*rows, *(f"    {note}" for note in done.notes)])
+    return joined([*rows, *(f"    {note}" for note in done.notes)])
 
 
 def not_done(pid: str, error: ArchiverError) -> str:
     """For people: why not."""
     word = "NOT REBUILT" if outcome_of(error) == "bad" else "COULD NOT BE LOOKED AT"
-    return f"{pid}  {word}  {error.one_line()}"
+    return joined([f"{pid}  {word}  {error.one_line()}"])
 
 
 def sums(counts: Counter[str], *, apply: bool) -> str:

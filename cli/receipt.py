@@ -24,6 +24,7 @@ from archiver.errors import ArchiverError, LtsFault
 from archiver.pids import pid_path, workflow_id
 from archiver.settings import Settings
 from archiver.storage.open import open_lts
+from archiver.text import joined
 from cli import exits
 from cli.refs import RPC, describe
 
@@ -77,7 +78,7 @@ async def receipt(settings: Settings, pid: str) -> tuple[str, Data]:
                 raise problem
             raise _unknown(pid)
         events = _merged(events, known)
-    return "\n".join(_lines(pid, events, sources)), {"pid": pid, "sources": sources, "events": events}
+    return joined(_lines(pid, events, sources)), {"pid": pid, "sources": sources, "events": events}
 
 
 def _unknown(pid: str) -> exits.NotFound:
@@ -262,7 +263,7 @@ def _lines(pid: str, events: list[Data], sources: dict[str, str]) -> list[str]:
     rows = [f"receipt of {pid}, {len(events)} events, printed {stamp(datetime.now(UTC).replace(microsecond=0))}"]
     rows += [f"source {name}: {said}" for name, said in sources.items()]
     rows += [_line(event) for event in events]
-    return [_clean(row) for row in rows]
+    return rows
 
 
 def _line(event: Data) -> str:
@@ -275,8 +276,3 @@ def _line(event: Data) -> str:
         f"{event.get('time') or 'at an unknown time':<24}  {event.get('source', ''):<8}  {event.get('type', ''):<28}  "
         f"{failed}{event.get('event', '')}" + (f"  [{', '.join(print_)}]" if print_ else "")
     )
-
-
-def _clean(text: str) -> str:
-    """What a pid or a message holds must not steer a terminal, nor make a second line."""
-    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)

@@ -8,8 +8,9 @@ from datetime import timedelta
 from temporalio.client import Client, WorkflowExecutionDescription
 from temporalio.service import RPCError, RPCStatusCode
 
-from archiver.pids import workflow_id
+from archiver.pids import MAX_WORKFLOW_ID, workflow_id
 from cli import exits
+from workflows.visible import PID
 
 RPC = timedelta(seconds=5)
 KINDS = {
@@ -40,6 +41,19 @@ def is_retrieval(workflow: str) -> bool:
 def name_of(workflow: str) -> str:
     """The job's id, the dataset's pid, or ``PID/N`` of a datablock, of a retrieval with its selection; shortened as its id is."""
     return workflow.partition("/")[2]
+
+
+def pid_of(found: WorkflowExecutionDescription) -> str:
+    """The pid of a dataset's or a datablock's workflow, exactly.
+
+    Its id holds it, unless that is shortened; then the search attribute does, which escapes and cuts what no keyword can hold.
+    """
+    parts = name_of(found.id).split("/")
+    behind = {"retrieve-dataset": 1, "archive-datablock": 1, "retrieve-datablock": 2}.get(found.id.partition("/")[0], 0)
+    exact = "/".join(parts[: len(parts) - behind])
+    if len(found.id) == MAX_WORKFLOW_ID and "~" in found.id:
+        return found.typed_search_attributes.get(PID) or exact
+    return exact
 
 
 async def resolve(client: Client, ref: str) -> WorkflowExecutionDescription:

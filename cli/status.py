@@ -13,6 +13,7 @@ from activities.connection import answering, connect
 from archiver import model as m
 from archiver.pids import workflow_id
 from archiver.settings import Settings
+from archiver.text import cut, joined
 from cli.look import QUERY, Data, left, look, moved, spell
 from cli.refs import resolve
 from workflows.visible import STAGE, size
@@ -29,7 +30,7 @@ async def describe(settings: Settings, ref: str) -> tuple[str, Data]:
     with answering():
         found = await look(client, await resolve(client, ref))
     found["next"] = next_step(found)
-    return "\n".join(lines(found)), found
+    return joined(lines(found)), found
 
 
 def lines(found: Data) -> list[str]:
@@ -151,7 +152,7 @@ def _below(found: Data) -> list[Data]:
 
 
 def _short(text: str) -> str:
-    return text if len(text) <= SHOWN_MESSAGE else text[: SHOWN_MESSAGE - 1] + "…"
+    return cut(text, SHOWN_MESSAGE)
 
 
 # --- for the demo's bars -----------------------------------------------------------------------------------------------

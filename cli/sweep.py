@@ -14,6 +14,7 @@ from activities.connection import answering, connect
 from archiver import model as m
 from archiver.errors import OwnFault
 from archiver.settings import Settings
+from archiver.text import joined
 from workflows import steps
 from workflows.visible import OPERATION
 
@@ -82,7 +83,7 @@ def jobs(swept: m.SweepJobsResult) -> str:
     ]
     said = ", ".join(part for part in parts if not part.startswith("0 "))
     text = f"jobs: {swept.submitted} submitted, {swept.in_progress} in progress in SciCat: {said or 'nothing to do'}"
-    return "\n".join([text + ("; more are left for the next sweep" if swept.more else ""), *_indented(swept.lines)])
+    return joined([text + ("; more are left for the next sweep" if swept.more else ""), *_indented(swept.lines)])
 
 
 def leftovers(swept: m.SweepLeftoversResult) -> str:
@@ -95,7 +96,7 @@ def leftovers(swept: m.SweepLeftoversResult) -> str:
     ]
     said = ", ".join(part for part in parts if not part.startswith("0 "))
     text = f"leftovers: of {swept.found} datasets" + (f"; {said}" if said else "")
-    return "\n".join([text, *_indented(swept.lines), *(f"  PROBLEM  {one}" for one in swept.problems)])
+    return joined([text, *_indented(swept.lines), *(f"  PROBLEM  {one}" for one in swept.problems)])
 
 
 def _indented(lines: list[str]) -> list[str]:

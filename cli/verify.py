@@ -14,13 +14,14 @@ from temporalio.service import RPCError
 from activities.connection import answering
 from activities.polled import RPC
 from archiver import model as m
+from archiver import text
 from archiver.catalogue import payloads
 from archiver.catalogue.client import SciCat
 from archiver.catalogue.records import Dataset
 from archiver.pids import workflow_id
 from archiver.retrieval import wire as w
 from archiver.settings import Settings
-from archiver.text import cut, name
+from archiver.text import cut, joined, name
 from cli import exits
 from workflows import steps
 from workflows.visible import attributes, size
@@ -56,7 +57,7 @@ async def verify(client: Client, settings: Settings, pid: str, say: Say = lambda
             result_type=w.CheckDatasetResult,
             id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
             search_attributes=attributes(job_id="", pid=pid, operation="verify"),
-            static_summary=f"verify {pid} on the LTS",
+            static_summary=text.summary(f"verify {pid} on the LTS"),
             static_details="Reads and compares; the receipt tells of it, nothing else is changed.",
         )
         done = await _followed(handle, say)
@@ -111,4 +112,4 @@ def lines(done: w.CheckDatasetResult) -> str:
         "not compared": "; not compared with SciCat's origdatablocks",
     }[done.catalogue]
     more: list[Any] = [f"    {message}" for message in done.messages]
-    return "\n".join([head + level, *more])
+    return joined([head + level, *more])

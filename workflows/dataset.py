@@ -12,6 +12,7 @@ from temporalio.workflow import ParentClosePolicy
 
 with workflow.unsafe.imports_passed_through():
     from archiver import model as m
+    from archiver import text
     from archiver.pids import workflow_id
 
 from workflows import priority, receipt, steps
@@ -193,7 +194,7 @@ class ArchiveDataset(DatasetWork):
         r, plan = self.request, self.plan
         self.at(
             "datablocks",
-            OWNER_GROUP.value_set(self.begun.owner_group or "-"),
+            OWNER_GROUP.value_set(text.keyword(self.begun.owner_group or "-")),
             BYTES_TOTAL.value_set(plan.size_bytes),
             DATABLOCK_COUNT.value_set(plan.datablocks),
         )
@@ -310,7 +311,7 @@ class ArchiveDataset(DatasetWork):
             id=workflow_id("archive-datablock", r.pid, str(n)),
             parent_close_policy=ParentClosePolicy.REQUEST_CANCEL,
             search_attributes=attributes(job_id=r.job_id, pid=r.pid, owner_group=begun.owner_group, stage="datablock"),
-            static_summary=f"datablock {n}/{plan.datablocks} of {r.pid}",
+            static_summary=text.summary(f"datablock {n}/{plan.datablocks} of {r.pid}"),
             static_details="Packed, copied to the LTS and verified here; its dataset registers it.",
             priority=priority.of_datablock(own.priority_key, plan.size_bytes, begun.owner_group),
         )

@@ -22,8 +22,8 @@ from temporalio.workflow import ParentClosePolicy
 
 with workflow.unsafe.imports_passed_through():
     from archiver import model as m
+    from archiver import text
     from archiver.pids import workflow_id
-    from archiver.text import cut
 
 from workflows import priority, steps
 from workflows.dataset import ArchiveDataset
@@ -157,7 +157,7 @@ class DatasetsJob:
                     await workflow.wait_condition(
                         lambda: self.others[pid] is not None,
                         timeout=look,
-                        timeout_summary=f"another job has {pid} in work",
+                        timeout_summary=text.summary(f"another job has {pid} in work"),
                     )
                 except asyncio.TimeoutError:  # noqa: UP041  what wait_condition raises
                     look = min(look * 2, LONGEST_LOOK)
@@ -172,9 +172,9 @@ class DatasetsJob:
 
     def note(self, outcome: m.DatasetOutcome) -> None:
         """Count an outcome and keep it, failures before successes, at most ``MAX_OUTCOMES``."""
-        short = outcome.model_copy(update={"message": cut(outcome.message, m.MAX_OUTCOME_MESSAGE)})
+        short = outcome.model_copy(update={"message": text.cut(outcome.message, m.MAX_OUTCOME_MESSAGE)})
         if short.error is not None:
-            told = cut(short.error.message, m.MAX_OUTCOME_MESSAGE)
+            told = text.cut(short.error.message, m.MAX_OUTCOME_MESSAGE)
             short = short.model_copy(update={"error": short.error.model_copy(update={"message": told})})
         outcomes = [*self.state.outcomes, short]
         if len(outcomes) > m.MAX_OUTCOMES:
@@ -324,7 +324,7 @@ class ArchiveJob(DatasetsJob):
             id=self.child_id(pid),
             parent_close_policy=ParentClosePolicy.REQUEST_CANCEL,
             search_attributes=attributes(job_id=r.job_id, pid=pid, owner_group=self.state.owner_group),
-            static_summary=f"archive {pid} for job {r.job_id}",
+            static_summary=text.summary(f"archive {pid} for job {r.job_id}"),
             static_details="One dataset. Stop it alone with the signal 'cancel' {reason, who}; its job goes on.",
             priority=priority.of_dataset(self.state.total, self.state.owner_group),
         )

@@ -6,7 +6,11 @@ are kept for retrievals, for which somebody waits. Needs ``matching.enableFairne
 
 from __future__ import annotations
 
+from temporalio import workflow
 from temporalio.common import Priority
+
+with workflow.unsafe.imports_passed_through():
+    from archiver.text import printable
 
 RETRIEVE, RETRIEVE_BULK = 1, 2
 USUAL = 3
@@ -37,5 +41,5 @@ def of_retrieval(job_datasets: int, owner_group: str) -> Priority:
 
 
 def _priority(key: int, owner_group: str) -> Priority:
-    group = owner_group.encode()[:LONGEST_FAIRNESS_KEY].decode(errors="ignore")
+    group = printable(owner_group).encode()[:LONGEST_FAIRNESS_KEY].decode(errors="ignore")
     return Priority(priority_key=key, fairness_key=group or None)

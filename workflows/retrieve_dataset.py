@@ -13,6 +13,7 @@ from temporalio.workflow import ParentClosePolicy
 
 with workflow.unsafe.imports_passed_through():
     from archiver import model as m
+    from archiver import text
     from archiver.pids import workflow_id
     from archiver.retrieval import wire as w
 
@@ -136,7 +137,7 @@ class RetrieveDataset(DatasetWork):
         self.begun = await steps.BEGIN_RETRIEVE.run(
             selection, policy=policy, summary=f"mark {r.pid} as being retrieved, read its datablocks' records"
         )
-        self.at("planning", OWNER_GROUP.value_set(self.begun.owner_group or "-"))
+        self.at("planning", OWNER_GROUP.value_set(text.keyword(self.begun.owner_group or "-")))
         self.plan = await steps.PLAN_RETRIEVE.run(
             selection,
             policy=policy,
@@ -183,7 +184,7 @@ class RetrieveDataset(DatasetWork):
                         search_attributes=attributes(
                             job_id=r.job_id, pid=r.pid, owner_group=owner_group, stage="datablock", operation="retrieve"
                         ),
-                        static_summary=f"datablock {n} of {r.pid}, for retrieval",
+                        static_summary=text.summary(f"datablock {n} of {r.pid}, for retrieval"),
                         priority=workflow.info().priority,
                     )
                     break

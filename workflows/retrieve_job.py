@@ -9,6 +9,7 @@ from temporalio.workflow import ParentClosePolicy
 
 with workflow.unsafe.imports_passed_through():
     from archiver import model as m
+    from archiver import text
     from archiver.pids import workflow_id
     from archiver.retrieval import wire as w
 
@@ -83,7 +84,7 @@ class RetrieveJob(DatasetsJob):
             search_attributes=attributes(
                 job_id=r.job_id, pid=pid, owner_group=self.state.owner_group, operation="retrieve"
             ),
-            static_summary=f"retrieve {what} for job {r.job_id}",
+            static_summary=text.summary(f"retrieve {what} for job {r.job_id}"),
             static_details="One dataset. Stop it alone with the signal 'cancel' {reason, who}; its job goes on.",
             priority=priority.of_retrieval(self.state.total, self.state.owner_group),
         )

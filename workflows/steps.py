@@ -20,6 +20,7 @@ from temporalio.workflow import ActivityCancellationType
 
 with workflow.unsafe.imports_passed_through():
     from archiver import model as m
+    from archiver import text
     from archiver.retrieval import wire as w
 
 Request = TypeVar("Request", bound=m.Wire)
@@ -84,7 +85,7 @@ class Step(Generic[Request, Result]):
                 heartbeat_timeout=timedelta(seconds=policy.heartbeat_seconds),
                 retry_policy=self.retry(policy),
                 cancellation_type=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
-                summary=summary[:200],
+                summary=text.summary(summary),
             )
         except ActivityError:
             # However it ended: one that hangs, and hears of no cancel, ends by its heartbeat's time limit.

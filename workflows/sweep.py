@@ -11,6 +11,7 @@ from temporalio.workflow import ParentClosePolicy
 
 with workflow.unsafe.imports_passed_through():
     from archiver import model as m
+    from archiver import text
     from archiver.pids import workflow_id
     from archiver.retrieval import wire as w
 
@@ -111,7 +112,7 @@ class SweepLeftovers:
                         SearchAttributePair(STAGE, "clearing leftovers"),
                     ]
                 ),
-                static_summary=f"clear what a terminated run left of {pid}",
+                static_summary=text.summary(f"clear what a terminated run left of {pid}"),
             )
         except WorkflowAlreadyStartedError:
             self.done = self.done.model_copy(update={"running": self.done.running + 1})
@@ -129,23 +130,25 @@ class SweepLeftovers:
         self.say(f"{pid}: {outcome.message} ({why})")
         self.show()
 
-    def problem(self, text: str) -> None:
+    def problem(self, said: str) -> None:
         """Say what could not be done."""
-        workflow.logger.warning("sweep: %s", text)
+        workflow.logger.warning("sweep: %s", said)
         if len(self.done.problems) < m.MAX_SWEPT:
-            text = text[: m.MAX_OUTCOME_MESSAGE]
-            self.done = self.done.model_copy(update={"problems": [*self.done.problems, text]})
+            told = text.cut(said, m.MAX_OUTCOME_MESSAGE)
+            self.done = self.done.model_copy(update={"problems": [*self.done.problems, told]})
 
-    def say(self, text: str) -> None:
+    def say(self, said: str) -> None:
         """Say what was done."""
-        workflow.logger.info("sweep: %s", text)
+        workflow.logger.info("sweep: %s", said)
         if len(self.done.lines) < m.MAX_SWEPT:
-            self.done = self.done.model_copy(update={"lines": [*self.done.lines, text[: m.MAX_OUTCOME_MESSAGE]]})
+            self.done = self.done.model_copy(
+                update={"lines": [*self.done.lines, text.cut(said, m.MAX_OUTCOME_MESSAGE)]}
+            )
 
     def show(self) -> None:
         """The table of current details."""
         counts = self.done.model_dump(exclude={"lines", "problems"})
-        lines = [*(("PROBLEM", text) for text in self.done.problems), *(("", text) for text in self.done.lines)]
+        lines = [*(("PROBLEM", said) for said in self.done.problems), *(("", said) for said in self.done.lines)]
         details("leftovers swept", [*counts.items(), *lines])
 
 

@@ -13,10 +13,12 @@ with workflow.unsafe.imports_passed_through():
     from pydantic import ValidationError
 
     from archiver import model as m
-    from archiver.text import cut
+    from archiver.text import cut, keyword, table_cell
 
 MAX_MESSAGE = 1500
 """Characters of a failure's message that are handed on."""
+MAX_CELL = 600
+"""Characters of a value in the table of current details."""
 M = TypeVar("M", bound=m.Wire)
 
 JOB_ID = SearchAttributeKey.for_keyword("ScicatJobId")
@@ -38,7 +40,7 @@ def attributes(
     ]
     for key, value in ((JOB_ID, job_id), (PID, pid), (OWNER_GROUP, owner_group)):
         if value:
-            pairs.append(SearchAttributePair(key, value))
+            pairs.append(SearchAttributePair(key, keyword(value)))
     return TypedSearchAttributes(pairs)
 
 
@@ -53,17 +55,17 @@ def show(
 def details(stage: str, rows: Iterable[tuple[str, object]]) -> None:
     """Set the Markdown table that the Web UI shows as current details."""
     table = [f"**{stage}**", "", "| | |", "|---|---|"]
-    table += [f"| {name} | {str(value).replace('|', '&#124;')} |" for name, value in rows]
+    table += [f"| {label} | {table_cell(str(value), MAX_CELL)} |" for label, value in rows]
     workflow.set_current_details("\n".join(table))
 
 
 def size(count: int) -> str:
     """A size for people: 1.2 GiB."""
-    value, units = float(count), ["B", "KiB", "MiB", "GiB", "TiB", "PiB"]
-    while value >= 1024 and len(units) > 1:
+    value, units = float(count), ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"]
+    while value >= 1023.95 and len(units) > 1:  # 1024.0 is said in the next unit
         value /= 1024
         units.pop(0)
-    return f"{count} B" if units[0] == "B" else f"{value:.1f} {units[0]}"
+    return f"{count} B" if count < 1024 else f"{value:.1f} {units[0]}"
 
 
 def heard(kind: type[M], given: tuple[object, ...]) -> M | None:
