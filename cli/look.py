@@ -126,7 +126,9 @@ async def node(looker: Looker, description: WorkflowExecutionDescription) -> Dat
     if kind == "datablock":
         _datablock(found)
         return found
-    children = list(raw.pending_children)[:SHOWN_CHILDREN] if running else []
+    # In the order in which they began: the server has them in none.
+    begun = sorted(raw.pending_children, key=lambda child: child.initiated_id)
+    children = begun[:SHOWN_CHILDREN] if running else []
     progress: type[m.JobProgress] | type[m.DatasetProgress] = m.JobProgress if kind == "job" else m.DatasetProgress
     asked, below = await asyncio.gather(
         _ask(looker, description, progress),

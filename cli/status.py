@@ -67,7 +67,12 @@ def _job_lines(found: Data) -> list[str]:
 
 def head_of(found: Data) -> str:
     """A job or a dataset in one line."""
-    parts = [found["workflow"], found["state"], spell(found["seconds"]), found["stage"]]
+    return "  ".join(head_parts(found))
+
+
+def head_parts(found: Data) -> list[str]:
+    """A job or a dataset: its workflow first, then how it stands."""
+    parts: list[str] = [found["workflow"], found["state"], spell(found["seconds"]), found["stage"]]
     if found.get("of"):
         done = "?" if found["done"] is None else found["done"]
         parts.append(f"{done} of {found['of']} " + ("datasets" if found["kind"] == "job" else "datablocks"))
@@ -75,7 +80,7 @@ def head_of(found: Data) -> str:
         parts.append(size(found["size_bytes"]))
     if found.get("bytes_per_second"):
         parts.append(f"{size(found['bytes_per_second'])}/s")
-    return "  ".join([*parts, *filter(None, [left(found)])])
+    return [*parts, *filter(None, [left(found)])]
 
 
 def dataset_lines(found: Data, *, state: bool = False) -> list[str]:

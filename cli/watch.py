@@ -9,25 +9,39 @@ from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.table import Table
 from rich.text import Text
 from temporalio.client import Client
 from temporalio.service import RPCError
 
 from archiver import model as m
+from archiver.text import cut, printable
 from cli import exits, jobs
-from cli.look import Data, look, moved, spell
+from cli.look import Data, look, spell
 from cli.refs import describe, resolve
-from cli.status import head_of
+from cli.status import head_parts
+from workflows.visible import size
 
 TIMED_OUT = 124
 LOOK_SECONDS = 0.5
 PLAIN_LOOK_SECONDS = 1.0
 GONE_SECONDS = 60.0
 """So long Temporal may be away, for a restart; then watching ends."""
-BAR_WIDTH = 24
+NUMBER, STAGE, BYTES, RATE = 9, 8, 24, 12
+"""Columns: 1234/1234, rollback, 1023.9 GiB of 1023.9 GiB, 1023.9 MiB/s."""
+FIXED = NUMBER + STAGE + BYTES + RATE + 5
+MIN_BAR, MAX_BAR = 8, 24
 LEAST_ROWS = 4
+SHORT = {
+    "wait for LTS space": "space",
+    "copy to LTS": "copy",
+    "verify in LTS": "verify",
+    "read from LTS": "read",
+    "set aside": "aside",
+    "datablocks": "blocks",
+    "publishing": "publish",
+    "rolling back": "rollback",
+}
+"""Stages of more letters than there is room for."""
 
 Say = Callable[[str], None]
 
@@ -45,7 +59,7 @@ async def watch(client: Client, ref: str, *, console: Console, say: Say, timeout
         while True:
             found = await _look(client, workflow, say)
             if isinstance(live, Live):
-                live.update(picture(found, rows=console.height), refresh=True)
+                live.update(picture(found, rows=console.height, width=console.width), refresh=True)
             else:
                 for line in changes(said, found):
                     say(line)
@@ -103,47 +117,73 @@ def code_of(found: Data) -> int:
 # --- on a terminal -----------------------------------------------------------------------------------------------------
 
 
-def picture(found: Data, *, rows: int) -> RenderableType:
-    """A line for the whole, and below it a line per dataset and a bar per datablock under way; at most ``rows`` lines."""
-    table = Table.grid(padding=(0, 1))
-    for justify in ("left", "left", "left", "left"):
-        table.add_column(justify=justify, no_wrap=True, overflow="ellipsis")
+def picture(found: Data, *, rows: int, width: int) -> RenderableType:
+    """What is watched in two lines, and below them a line per datablock under way; at most ``rows`` lines of ``width``.
+
+    Columns have fixed places, what matters most first: block, stage, bar, bytes, rate, then the dataset's name. Datasets stay
+    in the order in which they began, datablocks in that of their numbers.
+    """
     datasets = found.get("datasets", [found] if found["kind"] == "dataset" else [])
-    shown = 0
-    room = max(LEAST_ROWS, rows - 3)
-    blocks = [(one, block) for one in datasets for block in one["datablocks"]]
-    before = None
-    for one, block in blocks[:room]:
-        name = "" if one is before else _name(one)
-        before = one
-        table.add_row(name, f"{block['n'] or '?'}/{one['of'] or '?'}", _bar(block), _said(block))
-        shown += 1
-    for one in [each for each in datasets if not each["datablocks"]][: max(0, room - shown)]:
-        waits = f"waits for {one['waits_for']}" if one["waits_for"] else ""
-        table.add_row(_name(one), "", Text(one["stage"], style="cyan"), Text(waits, style="yellow"))
-        shown += 1
-    parts: list[RenderableType] = [Text(head_of(found), style="bold", no_wrap=True, overflow="ellipsis"), table]
-    hidden = found.get("children_under_way", 0) - len(datasets if found["kind"] == "job" else [])
-    if (more := max(0, hidden) + max(0, len(blocks) - room)) and found["kind"] == "job":
+    named = found["kind"] == "job"
+    room = max(LEAST_ROWS, rows - 4)
+    lines: list[Text] = []
+    for one in datasets:
+        for block in sorted(one["datablocks"], key=lambda each: (each["n"] is None, each["n"])):
+            lines.append(_row(f"{block['n'] or '?'}/{one['of'] or '?'}", block, one if named else None, width))
+        if not one["datablocks"]:
+            lines.append(_row("", one, one if named else None, width))
+    extra = max(0, found.get("children_under_way", 0) - len(datasets)) if named else 0
+    keep = len(lines) if len(lines) + bool(extra) <= room else room - 1
+    more = len(lines) - keep + extra
+    workflow, state, lasted, stage, *counts = head_parts(found)
+    # What is cut on a narrow terminal is what is known without it.
+    rest = [*counts, lasted, *([stage] if stage != "datasets" else [])]
+    parts: list[RenderableType] = [
+        _cell(f"{workflow}  {state}", width, "bold"),
+        _cell("  ".join(rest), width, ""),
+        *lines[:keep],
+    ]
+    if more:
         parts.append(Text(f"and {more} more under way", style="dim"))
     return Group(*parts)
 
 
-def _name(dataset: Data) -> str:
-    name = str(dataset["name"])
-    return name if len(name) <= 30 else name[:14] + "…" + name[-15:]
+def _row(number: str, one: Data, dataset: Data | None, width: int) -> Text:
+    """A datablock, or a dataset that has none under way."""
+    bar = min(MAX_BAR, max(MIN_BAR, (width - FIXED) // 4))
+    row = _cell(number, NUMBER, "", right=True).append(" ")
+    row.append_text(_cell(str(SHORT.get(one["stage"]) or one["stage"]), STAGE, "cyan")).append(" ")
+    rest = width - row.cell_len
+    name = printable(str(dataset["name"])) if dataset is not None else ""
+    if one["waits_for"]:
+        shown = min(len(name), rest // 3)
+        reason = one["waits_for"].removeprefix("LTS space: ")
+        row.append_text(_cell(f"waits: {printable(reason)}", rest - shown - bool(shown), "yellow"))
+    elif "share" in one and one.get("kind") == "datablock":
+        filled = round(bar * min(1.0, one["share"]))
+        row.append("━" * filled, style="green").append("━" * (bar - filled), style="dim").append(" ")
+        of = f" of {size(one['total_bytes'])}" if one["total_bytes"] else ""
+        done = f"{size(one['done_bytes'])}{of}" if one["done_bytes"] else ""
+        row.append_text(_cell(done, BYTES, "", right=True))
+        rate = f"{size(one['bytes_per_second'])}/s" if one["bytes_per_second"] else ""
+        row.append(" ").append_text(_cell(rate, RATE, "", right=True))
+        shown = max(0, width - row.cell_len - 1)
+    else:
+        shown = max(0, rest - 1)
+    if shown and name:
+        row.append(" ").append_text(_cell(cut(name, shown), shown, "dim"))
+    return row
 
 
-def _bar(block: Data) -> RenderableType:
-    if block["waits_for"]:
-        return Text("waiting", style="yellow")
-    return ProgressBar(total=1.0, completed=block["share"], width=BAR_WIDTH)
-
-
-def _said(block: Data) -> Text:
-    if block["waits_for"]:
-        return Text(f"{block['stage']}: {block['waits_for']}", style="yellow")
-    return Text(f"{block['stage']}  {moved(block)}".rstrip())
+def _cell(text: str, width: int, style: str, *, right: bool = False) -> Text:
+    """A text of exactly so many columns. What users named is never markup."""
+    cell = Text(printable(text), style=style, no_wrap=True)
+    cell.truncate(width, overflow="ellipsis")
+    if right:
+        cell.pad_left(width - cell.cell_len)
+    else:
+        cell.pad_right(width - cell.cell_len)
+    return cell
 
 
 # --- elsewhere ---------------------------------------------------------------------------------------------------------

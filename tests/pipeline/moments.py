@@ -64,7 +64,7 @@ def full_lts(system: System, *, now: bool = True) -> Iterator[Callable[[], None]
     path = system.lts / ".archiver" / "promises" / "0.json"
 
     def fill() -> None:
-        path.write_text(json.dumps({"for": "somebody else", "bytes": 2**60}))
+        path.write_text(json.dumps({"for": "somebody else", "bytes": 2**50}))
 
     if now:
         fill()
