@@ -279,7 +279,7 @@ def _submit(
 
 @app.command()
 def verify(pid: Annotated[str, typer.Argument(help="An archived dataset.", metavar="PID")]) -> None:
-    """Read a dataset on the LTS again, compare, count its files against SciCat's: 0 good, 8 bad or missing, 5 not archived, 1 unknown.
+    """Read a dataset on the LTS again and compare, with SciCat too: 0 good, 8 bad or missing, 5 not archived, 1 unknown.
 
     The receipt tells of it; nothing else is changed.
     """
