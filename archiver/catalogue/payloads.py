@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from archiver import model as m
+from archiver.catalogue.modes import perm_of
 from archiver.catalogue.records import Dataset, Job
 from archiver.datablock.manifest import ManifestFile
 from archiver.datablock.record import DatablockRecord
@@ -307,7 +308,7 @@ def _data_file(file: ManifestFile) -> Payload:
     if file.gid is not None:
         entry["gid"] = file.gid
     if file.mode is not None:
-        entry["perm"] = f"{file.mode:o}"
+        entry["perm"] = perm_of(file.mode)
     return entry
 
 

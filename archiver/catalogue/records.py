@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from archiver.catalogue.modes import file_mode
 from archiver.datablock.files import CatalogueFile
 from archiver.errors import CatalogueRecordInvalid
 
@@ -200,7 +201,7 @@ class OrigDatablock(Record):
                 time=_text(entry.get("time")) or "",
                 chk=_text(entry.get("chk")),
                 chk_alg=_text(self.chk_alg) if entry.get("chk") else None,
-                mode=_mode(entry.get("perm")),
+                mode=file_mode(entry.get("perm")),
                 uid=_text(entry.get("uid")),
                 gid=_text(entry.get("gid")),
             )
@@ -217,20 +218,6 @@ class OrigDatablock(Record):
 
 def _text(value: object) -> str | None:
     return str(value) if isinstance(value, (str, int)) and not isinstance(value, bool) and value != "" else None
-
-
-def _mode(value: object) -> int | None:
-    """``perm`` is free text: octal digits are a mode, ``rw-r--r--`` and others are not believed."""
-    text = _text(value)
-    if text is None or not _is_octal(text):
-        return None
-    return int(text.removeprefix("0o"), 8) & 0o7777
-
-
-def _is_octal(text: str) -> bool:
-    """Whether ``text`` is an octal number such as ``644``, ``0644`` or ``0o100644``."""
-    digits = text.removeprefix("0o")
-    return 0 < len(digits) <= 7 and all(digit in "01234567" for digit in digits)
 
 
 def _invalid(what: str, error: ValidationError) -> CatalogueRecordInvalid:

@@ -395,6 +395,6 @@ def test_a_file_keeps_its_time_and_a_time_that_scicat_would_refuse_becomes_that_
     assert time_of("2026-01-01") == "2026-01-01T00:00:00.000Z"
 
 
-def test_a_files_mode_is_written_in_octal_digits() -> None:
+def test_a_files_mode_is_written_in_octal_digits_as_that_of_a_regular_file() -> None:
     entry = made(mode=0o644, uid="1000", gid="staff")["dataFileList"][0]
-    assert (entry["perm"], entry["uid"], entry["gid"]) == ("644", "1000", "staff")
+    assert (entry["perm"], entry["uid"], entry["gid"]) == ("100644", "1000", "staff")

@@ -101,7 +101,7 @@ async def test_records_counters_and_state_are_those_of_an_archived_dataset(place
         path: hashlib.sha256(data).hexdigest() for path, data in FILES.items()
     }
     assert {path: one["size"] for path, one in listed.items()} == {path: len(data) for path, data in FILES.items()}
-    assert {(one["uid"], one["gid"], one["perm"]) for one in listed.values()} == {("1000", "staff", "640")}
+    assert {(one["uid"], one["gid"], one["perm"]) for one in listed.values()} == {("1000", "staff", "100640")}
     packed = []
     for n, block in enumerate(blocks, 1):
         data = (folder / "data" / f"{n}.tar.gz").read_bytes()
@@ -399,7 +399,7 @@ CONFLICTS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "a file less": (lambda block: block["dataFileList"].pop(), "files 1 in SciCat, 2 in the bag"),
     "another file": (of_file({"path": "other"}), "does not list 'a.txt'"),
     "another digest": (of_file({"chk": "00"}), "chk '00' in SciCat"),
-    "another mode": (of_file({"perm": "777"}), "perm '777' in SciCat, '640' in the bag"),
+    "another mode": (of_file({"perm": "777"}), "perm '777' in SciCat, '100640' in the bag"),
     "another time": (of_file({"time": "2027-01-01T00:00:00Z"}), "time '2027"),
     "no list at all": (lambda block: block.update(dataFileList=None), "files 0 in SciCat"),
     "a list of nonsense": (lambda block: block.update(dataFileList=[1, {"path": ["x"]}]), "does not list 'a.txt'"),
