@@ -24,6 +24,7 @@ import typer
 from archiver.errors import ArchiverError
 from archiver.text import cut, joined, printable
 from archiver.text import lines as line_by_line
+from archiver.names import refuse_other_encodings
 
 if TYPE_CHECKING:
     from archiver.settings import Settings
@@ -89,6 +90,7 @@ def before(
 ) -> None:
     """Options for every command."""
     options.config, options.json, options.quiet = config, as_json, quiet
+    refuse_other_encodings()
     if verbose:
         logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(name)s %(message)s")
     # Where nobody asked for a log, a retry is no line among those of an error.

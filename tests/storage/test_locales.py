@@ -91,7 +91,8 @@ def test_names_are_the_same_bytes_in_landing_zone_and_retrieval_directory(
 
 
 @pytest.mark.parametrize(
-    "program", [["-m", "cli.main", "config", "check"], ["worker.py"], ["-m", "cli.main", "bridge"]]
+    "program",
+    [["-m", "cli.main", "config", "check"], ["worker.py"], ["-m", "cli.main", "bridge"], ["-m", "cli.main", "dev"]],
 )
 def test_no_process_of_ours_starts_with_another_encoding(locale: Mapping[str, str], program: list[str]) -> None:
     done = python(locale, *program)
