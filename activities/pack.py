@@ -61,6 +61,7 @@ class PackActivities:
             surplus=self._settings.landing.surplus,
             sink=lambda n, chunks: staged.put("plan", b"".join(chunks)),
             progress=beat,
+            where=landing.where,
         )
         return m.PlanResult(
             plan_id=plan.plan_id,

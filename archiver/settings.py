@@ -172,7 +172,8 @@ class LandingSettings(Section):
     """Where source files lie."""
 
     url_template: str = "s3://landing/{pid}/"
-    """``s3://bucket/prefix/`` or ``file:///directory``; fields {pid}, {source_folder}, {owner_group}, {proposal_id}.
+    """``s3://bucket/prefix/`` or ``file:///directory``; fields {pid}, {source_folder}, {owner_group}, {proposal_id}. Where
+    {source_folder}, which begins with /, follows a /, they are one.
     In a directory symbolic links are followed before the first field only: what users name leads nowhere else."""
     s3: S3Settings | None = None
     """Another S3 than ``[s3]`` for the landing zone."""
@@ -196,13 +197,27 @@ class LandingSettings(Section):
         if not value.startswith(("s3://", "file:///")):
             raise ValueError("must begin with s3:// or file:///")
         try:
-            fields = {name for _, name, _, _ in string.Formatter().parse(value) if name is not None}
+            parts = list(string.Formatter().parse(value))
         except ValueError as error:
             raise ValueError(f"is not a template: {error}") from None
+        fields = {name for _, name, _, _ in parts if name is not None}
+        if any(conversion or how for _, _, how, conversion in parts):
+            raise ValueError("has a field with a format: write {pid}, without : and ! in the braces")
         if unknown := fields - LANDING_FIELDS:
             raise ValueError(f"has unknown fields {sorted(unknown)}; known are {sorted(LANDING_FIELDS)}")
         if not fields & {"pid", "source_folder"}:
             raise ValueError("names neither {pid} nor {source_folder}: every dataset would share one place")
+        fixed = value.partition("{")[0]
+        if value.startswith("s3://"):
+            bucket, slash, _ = fixed.removeprefix("s3://").partition("/")
+            if not slash:
+                raise ValueError(
+                    "has a field in the name of the bucket: a / must come first, as in s3://landing/{pid}/"
+                )
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{1,62}", bucket):
+                raise ValueError(f"{bucket!r} is no name of a bucket: write s3://bucket/prefix/{{pid}}/")
+        elif ".." in value.split("/"):
+            raise ValueError("climbs with '..': write the directory's own path")
         return value
 
 

@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from archiver.errors import ArchiverError
+from archiver.names import refuse_other_encodings
 from archiver.text import cut, joined, printable
 from archiver.text import lines as line_by_line
-from archiver.names import refuse_other_encodings
 
 if TYPE_CHECKING:
     from archiver.settings import Settings

@@ -64,7 +64,7 @@ def _usual(mode: int) -> bool:
 
 def _symbolic(triplets: tuple[str, ...]) -> int:
     mode = 0
-    for place, (read, write, run) in enumerate(triplets):
-        bits = 4 * (read == "r") + 2 * (write == "w") + (run in "xst")
-        mode |= bits << 3 * (2 - place) | (0o4000 >> place if run in "sStT" else 0)
+    for place, triplet in enumerate(triplets):
+        bits = 4 * (triplet[0] == "r") + 2 * (triplet[1] == "w") + (triplet[2] in "xst")
+        mode |= bits << 3 * (2 - place) | (0o4000 >> place if triplet[2] in "sStT" else 0)
     return mode

@@ -78,22 +78,26 @@ class _Differences:
     def __bool__(self) -> bool:
         return bool(self._found)
 
-    def error(self, pid: str) -> ContentError:
-        """One error for all; its class is that of the first kind in the order of gravity."""
+    def error(self, pid: str, where: str, planned: int) -> ContentError:
+        """One error for all; its class is that of the first kind in the order of gravity. ``planned`` files are as listed."""
         words = {
-            MissingFiles: "missing in the landing zone",
-            FileDiffers: "of another size than the catalogue says",
-            SurplusFiles: "in the landing zone but not in the catalogue",
+            MissingFiles: f"missing in {where}",
+            FileDiffers: f"in {where} of another size than the catalogue says",
+            SurplusFiles: f"in {where} but not in the catalogue",
         }
         kinds = [kind for kind in words if kind in self._found]
         count, named = self._found[kinds[0]]
         parts = [f"{self._found[kind][0]} files {words[kind]}" for kind in kinds]
         more = f" and {count - len(named)} more" if count > len(named) else ""
+        step = "put the files right or correct the origdatablocks"
+        if kinds == [MissingFiles] and not planned:
+            parts.append("nothing lies there")
+            step = "see whether that is their place: sourceFolder in the dataset's record, or landing.url_template"
         return kinds[0](
             f"dataset {pid} and its catalogue record differ: {', '.join(parts)}",
             expected="the files that the origdatablocks list, of those sizes, and no others",
             found="; ".join(named) + more,
-            next_step="put the files right or correct the origdatablocks, then submit the job again",
+            next_step=f"{step}, then submit the job again",
             dataset=pid,
             file=named[0].split(" (")[0],
         )
@@ -182,11 +186,14 @@ def make_plan(
     surplus: str,
     sink: Callable[[int, Iterator[bytes]], str],
     progress: Progress,
+    where: str = "the landing zone",
 ) -> Plan:
     """Compare both lists (sorted by the UTF-8 bytes of their paths) and cut datablocks; may be repeated.
 
     ``sink(n, chunks)`` stores the list of datablock ``n`` and returns its digest. If the lists differ, the whole comparison is
     still made, so that the message counts everything; what the sink stored then means nothing.
+
+    ``where``: the place that ``source`` lists, for messages.
 
     Raises ``EmptyDataset``, ``HostilePath``, ``DuplicatePath``, ``PathCollision``, ``MissingFiles``, ``FileDiffers``
     and, unless ``surplus`` is ``allow``, ``SurplusFiles``.
@@ -195,7 +202,7 @@ def make_plan(
     planner = _Planner(limits, sink)
     planner.run(_compare(_possible(catalogue, pid), iter(source), surplus, differences, progress))
     if differences:
-        raise differences.error(pid)
+        raise differences.error(pid, where, planner.files)
     if planner.files == 0:
         raise EmptyDataset(
             f"dataset {pid} has no files",

@@ -95,6 +95,15 @@ def _open_by_segments(root: int, path: bytes, flags: int) -> int:
     return at
 
 
+def version_beneath(root: int, path: bytes) -> str:
+    """The version of a file beneath an open directory, as a plan would have it. Raises ``OSError``."""
+    descriptor = open_beneath(root, path, _FLAGS)
+    try:
+        return _version(os.fstat(descriptor))
+    finally:
+        os.close(descriptor)
+
+
 class DirectoryLanding:
     """The files beneath the folder ``fixed + filled``. Implements ``Landing``.
 
@@ -172,7 +181,7 @@ class DirectoryLanding:
         try:
             for file in files:
                 if root is None:
-                    raise _changed(file, "no folder")
+                    raise self._changed(file, "no folder")
                 yield file, self._once_or_twice(root, file, progress)
         finally:
             if root is not None:
@@ -203,7 +212,7 @@ class DirectoryLanding:
         try:
             now = os.fstat(descriptor)
             if _version(now) != file.version:
-                raise _changed(file, f"{now.st_size} B in another version")
+                raise self._changed(file, f"{now.st_size} B in another version")
             left = file.size
             while left:
                 chunk = os.read(descriptor, min(READ_BYTES, left))
@@ -217,7 +226,7 @@ class DirectoryLanding:
         finally:
             os.close(descriptor)
         if left or _version(now) != file.version:
-            raise _changed(file, f"{now.st_size} B in another version")
+            raise self._changed(file, f"{now.st_size} B in another version")
 
     def _open(self, root: int, file: PlannedFile) -> int:
         check_path(file.path)
@@ -225,12 +234,12 @@ class DirectoryLanding:
             descriptor = open_beneath(root, path_bytes(file.path), _FLAGS)
         except OSError as error:
             if error.errno in _NOT_THERE:
-                raise _changed(file, error.strerror or "nothing") from None
+                raise self._changed(file, error.strerror or "nothing") from None
             raise self._fault(error) from None
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode):
             os.close(descriptor)
-            raise _changed(file, _kind(found.st_mode))
+            raise self._changed(file, _kind(found.st_mode))
         return descriptor
 
     def delete(self, files: Iterable[tuple[PlannedFile, str]], progress: Progress) -> int:
@@ -261,7 +270,7 @@ class DirectoryLanding:
         try:
             found = os.fstat(descriptor)
             if _content(found) != (int(file.version.split(":")[0]), file.size):
-                raise _changed(file, f"{found.st_size} B in another version")
+                raise self._changed(file, f"{found.st_size} B in another version")
             believed = self._settings.delete_check == "version" and self.certain(file.version)
             if not (believed and _version(found) == file.version):
                 digest = hashlib.sha256()
@@ -269,7 +278,7 @@ class DirectoryLanding:
                     digest.update(chunk)
                     progress.note(f"reading {file.path[:200]!a} once more")
                 if digest.hexdigest() != sha256 or _version(os.fstat(descriptor)) != _version(found):
-                    raise _changed(file, f"SHA-256 {digest.hexdigest()}")
+                    raise self._changed(file, f"SHA-256 {digest.hexdigest()}")
         except BaseException:
             os.close(descriptor)
             raise
@@ -311,6 +320,15 @@ class DirectoryLanding:
             if error.errno in (errno.ENOTDIR, errno.ENAMETOOLONG):
                 raise self._no_folder("a folder", error.strerror or "") from None
             raise
+
+    def _changed(self, file: PlannedFile, found: str) -> SourceChanged:
+        return SourceChanged(
+            f"file {file.path!a} in {self.where} changed or vanished after the dataset was planned",
+            expected=f"{file.size} B in version {file.version}",
+            found=found,
+            next_step="let the files rest, then submit the job again",
+            file=ascii(file.path),
+        )
 
     def _no_folder(self, expected: str, found: str) -> CatalogueRecordInvalid:
         return CatalogueRecordInvalid(
@@ -486,16 +504,6 @@ def changed_while_read(file: PlannedFile, first: str, second: str) -> SourceChan
         f"file {file.path!a} changed while it was read",
         expected=f"SHA-256 {first} also when it is read a second time",
         found=f"SHA-256 {second}",
-        next_step="let the files rest, then submit the job again",
-        file=ascii(file.path),
-    )
-
-
-def _changed(file: PlannedFile, found: str) -> SourceChanged:
-    return SourceChanged(
-        f"file {file.path!a} changed or vanished after the dataset was planned",
-        expected=f"{file.size} B in version {file.version}",
-        found=found,
         next_step="let the files rest, then submit the job again",
         file=ascii(file.path),
     )

@@ -80,6 +80,8 @@ def open_landing(
         return DirectoryLanding(fixed.removeprefix("file://"), filled, fields, settings)
     name = urlsplit(fixed).netloc
     prefix = _key_prefix(template.removeprefix(f"s3://{name}/"), fields)
+    if not prefix:
+        raise _unnamed(template, fields, "a sourceFolder that is more than /", ascii(folder[:200]))
     buckets = {} if buckets is None else buckets
     bucket = buckets.setdefault(name, Bucket(name, settings.s3 or s3, SourceFault))
     return S3Landing(bucket, prefix, settings)
@@ -91,7 +93,10 @@ def _key_prefix(template: str, fields: Mapping[str, str]) -> str:
     for literal, name, _, _ in Formatter().parse(template):
         prefix += literal
         value = fields[name] if name else ""
-        prefix += value.lstrip("/") if not prefix or prefix.endswith("/") else value
+        if name == "source_folder":
+            value = value.rstrip("/")
+            value = value.lstrip("/") if not prefix or prefix.endswith("/") else value
+        prefix += value
     return prefix if prefix.endswith("/") or not prefix else prefix + "/"
 
 
@@ -212,7 +217,7 @@ class S3Landing:
     def _changed(self, changed: ObjectChanged) -> SourceChanged:
         path = ascii(changed.key[len(self._prefix) :])
         return SourceChanged(
-            f"file {path} changed or vanished after the dataset was planned",
+            f"file {path} in {self.where} changed or vanished after the dataset was planned",
             expected=changed.expected,
             found=changed.found,
             next_step="let the files rest, then submit the job again",

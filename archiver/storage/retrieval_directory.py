@@ -45,7 +45,14 @@ _FOLDER = os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY
 _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_ELSEWHERE = (errno.ELOOP, errno.EXDEV, errno.ENOTDIR, errno.EISDIR, errno.ENXIO, errno.ENAMETOOLONG, errno.EILSEQ)
+_ELSEWHERE = (errno.ELOOP, errno.EXDEV, errno.ENOTDIR, errno.EISDIR, errno.ENXIO)
+NO_SUCH_NAME = (errno.EINVAL, errno.EILSEQ, errno.ENAMETOOLONG)
+"""What a file system says to a name that it can never have, such as one with a colon on FAT or NTFS."""
+_NOT_SUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
+_PORTABLE_CHARACTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-")
+"""In names that every file system takes, if no dot comes last."""
+PORTABLE_NAME_BYTES = 143
+"""eCryptfs has the shortest names in use."""
 
 
 class RetrievalDirectory:
@@ -166,6 +173,16 @@ class RetrievalDirectory:
             file=ascii(file.path[:300]),
         )
 
+    def no_name(self, file: ManifestFile, found: str) -> DestinationRefused:
+        """The file system there can never have this name."""
+        return DestinationRefused(
+            f"file {file.path[:300]!a} cannot have its name in {self.where[:300]!a}",
+            expected="a file system that takes every name, as the archive does",
+            found=found,
+            next_step="retrieve it to another directory, or by links, then submit the job again",
+            file=ascii(file.path[:300]),
+        )
+
     def _refused(self, expected: str, found: str) -> DestinationRefused:
         return DestinationRefused(
             f"retrieved data may not go to {self.where[:300]!a}",
@@ -198,7 +215,7 @@ class _Folders:
             for segment in path.split(b"/"):
                 with suppress(FileExistsError):
                     os.mkdir(segment, dir_fd=at)
-                    os.fsync(at)
+                    sync_folder(at)
                 below = open_beneath(at, segment, _FOLDER)
                 os.close(at)
                 at = below
@@ -224,7 +241,7 @@ class _Folders:
         """Let all go, ``durable`` once all that was made in them is there."""
         try:
             for folder in self._open.values() if durable else ():
-                os.fsync(folder)
+                sync_folder(folder)
         finally:
             while self._open:
                 os.close(self._open.popitem()[1])
@@ -235,8 +252,12 @@ class _Folders:
             names = [entry_bytes(entry) for entry in entries]
         for name in names:
             if name.startswith(self._left_over):
-                with suppress(FileNotFoundError, IsADirectoryError):
+                try:
                     os.unlink(name, dir_fd=folder)
+                except FileNotFoundError:
+                    pass
+                except IsADirectoryError:
+                    _remove_folder(folder, name)
 
 
 @dataclass
@@ -270,6 +291,8 @@ class DirectorySink:
         )
         self._folders = _Folders(base, left_over, self._together.drain)
         self._count = 0
+        self._taken: set[str] = set()
+        """What is unusual in names that the file system was seen to take."""
         self._written = 0
         self._partial: _Partial | None = None
 
@@ -283,7 +306,8 @@ class DirectorySink:
         self._count += 1
         name = self._prefix + b"%d" % self._count
         try:
-            folder = self._folders.get(below)
+            folder = self._folder_of(file, below)
+            self._check_name(file, folder, final)
             if self._there(folder, final, file):
                 self.skipped += 1
                 return False
@@ -300,6 +324,39 @@ class DirectorySink:
             raise self._target.fault(error, file) from None
         self._written = 0
         return True
+
+    def _folder_of(self, file: ManifestFile, below: bytes) -> int:
+        try:
+            return self._folders.get(below)
+        except OSError as error:
+            if error.errno in NO_SUCH_NAME:
+                raise self._target.no_name(file, f"{error.strerror}, at a folder") from None
+            raise
+
+    def _check_name(self, file: ManifestFile, folder: int, name: bytes) -> None:
+        """Raises ``DestinationRefused`` if nothing can have this name there. Tried before a byte is written, in a folder of our
+        own, and once for each unusual character.
+        """
+        unusual = set(name.decode("utf-8")) - _PORTABLE_CHARACTERS
+        unusual |= {"last " + name[-1:].decode("ascii", "ignore")} if name.endswith((b".", b" ")) else set()
+        unusual |= {"long"} if len(name) > PORTABLE_NAME_BYTES else set()
+        if unusual <= self._taken:
+            return
+        trying = self._prefix + b"name"
+        os.mkdir(trying, dir_fd=folder)
+        try:
+            inner = open_beneath(folder, trying, _FOLDER)
+            try:
+                os.close(os.open(name, _CREATE, 0o600, dir_fd=inner))
+            finally:
+                os.close(inner)
+        except OSError as error:
+            if error.errno in NO_SUCH_NAME:
+                raise self._target.no_name(file, error.strerror or "") from None
+            raise
+        finally:
+            _remove_folder(folder, trying)
+        self._taken |= unusual
 
     def data(self, chunk: memoryview) -> None:
         """As ``FileSink``."""
@@ -357,11 +414,7 @@ class DirectorySink:
         """Runs in a thread. A failed fsync or close condemns the file (rule 2): its temporary name goes, nothing was seen."""
         file = partial.file
         try:
-            when = seconds(file.time) * 10**9
-            if when:
-                os.utime(partial.descriptor, ns=(when, when))
-            # Never set-user-id, set-group-id or sticky: the file is the worker's user's, not its former owner's.
-            os.fchmod(partial.descriptor, (DEFAULT_MODE if file.mode is None else file.mode) & 0o777)
+            _set_time_and_mode(partial.descriptor, file)
             os.fsync(partial.descriptor)
             partial.close()
             try:
@@ -406,6 +459,47 @@ class DirectorySink:
         os.close(partial.folder)
 
 
+def _set_time_and_mode(descriptor: int, file: ManifestFile) -> None:
+    """As far as the file system has them: a file without its time or mode is whole all the same."""
+    when = seconds(file.time) * 10**9
+    # Never set-user-id, set-group-id or sticky: the file is the worker's user's, not its former owner's.
+    mode = (DEFAULT_MODE if file.mode is None else file.mode) & 0o777
+    with _where_supported(errno.EPERM):
+        if when:
+            os.utime(descriptor, ns=(when, when))
+    with _where_supported(errno.EPERM):
+        os.fchmod(descriptor, mode)
+
+
+def sync_folder(folder: int) -> None:
+    """Make an open directory's entries durable, where its file system can. Raises ``OSError``."""
+    with _where_supported():
+        os.fsync(folder)
+
+
+@contextmanager
+def _where_supported(*more: int) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (*more, *_NOT_SUPPORTED):
+            raise
+
+
+def _remove_folder(at: int, name: bytes) -> None:
+    """A folder of ours and the files in it, as far as that can be done."""
+    with suppress(OSError):
+        folder = open_beneath(at, name, _FOLDER | os.O_NOFOLLOW)
+        try:
+            with os.scandir(folder) as entries:
+                names = [entry_bytes(entry) for entry in entries]
+            for inner in names:
+                os.unlink(inner, dir_fd=folder)
+        finally:
+            os.close(folder)
+        os.rmdir(name, dir_fd=at)
+
+
 def _kind(mode: int) -> str:
     kinds = {stat.S_IFDIR: "folder", stat.S_IFLNK: "symbolic link", stat.S_IFIFO: "FIFO", stat.S_IFREG: "file"}
     return kinds.get(stat.S_IFMT(mode), "device or other")
@@ -436,7 +530,7 @@ def mark(root: Path, *, dry_run: bool) -> bool:
                 os.close(descriptor)
             folder = os.open(root, _FOLDER)
             try:
-                os.fsync(folder)
+                sync_folder(folder)
             finally:
                 os.close(folder)
     except OSError as error:

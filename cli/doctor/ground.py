@@ -79,10 +79,9 @@ class Ground:
 
     @property
     def landing_bucket(self) -> str:
-        """Name of the landing zone's bucket; empty where it is a directory, or each dataset has its own."""
+        """Name of the landing zone's bucket; empty where it is a directory."""
         template = self.settings.landing.url_template
-        name = template.removeprefix("s3://").split("/")[0]
-        return "" if template.startswith("file://") or "{" in name else name
+        return "" if template.startswith("file://") else template.removeprefix("s3://").split("/")[0]
 
     def own(self, which: str) -> str:
         """Where in a bucket runs of the doctor put things; ends with a slash."""

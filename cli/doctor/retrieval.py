@@ -20,13 +20,15 @@ import httpx
 
 from archiver.storage.direct_write import publish
 from archiver.storage.retrieval_bucket import RetrievalBucket
-from archiver.storage.retrieval_directory import MARKER, is_marked
+from archiver.storage.retrieval_directory import MARKER, NO_SUCH_NAME, is_marked
 from cli.doctor.buckets import with_object
 from cli.doctor.check import Check, Finding, Outcome, fail, in_thread, ok, warn
 from cli.doctor.ground import OWN, Ground
 from workflows.visible import size
 
 LINK_SECONDS = 60
+UNUSUAL = ':*?"<>|\\ \u00fc\u65e5'
+"""Characters that some file systems refuse in names: those that Windows reserves, a space, and some beyond ASCII."""
 _CODE = re.compile(r"<Code>([A-Za-z0-9]{1,60})</Code>")
 WORDS = {
     errno.ENOENT: "mount it, or correct retrieval.roots",
@@ -102,16 +104,49 @@ def _write(ground: Ground, root: Path) -> Finding:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+        lacking = _lacking(own)
         publish(first, final)
         with suppress(FileExistsError):
             publish(second, final)
         if final.read_bytes() != b"first":
             return fail(f"{root}: a file that was there was overwritten", "use a file system that has link(2)")
+        if lacking:
+            remedy = "retrieve what needs them to another directory, or by links; without modes and times files are whole too"
+            return warn(f"{root}: {', '.join(lacking)}", remedy)
         return ok(str(root))
     finally:
         shutil.rmtree(own, ignore_errors=True)
         with suppress(OSError):
             home.rmdir()
+
+
+def _lacking(own: Path) -> list[str]:
+    """What retrieved files will not have there: names with some characters, modes."""
+    refused = [character for character in UNUSUAL if not _takes(own / f"a{character}b")]
+    refused += [
+        words for words, name in {"a dot at the end": "a.", "255 bytes": "n" * 255}.items() if not _takes(own / name)
+    ]
+    lacking = [f"names with {' '.join(refused)} cannot be written"] if refused else []
+    try:
+        os.chmod(own / "second", 0o640)
+        os.utime(own / "second", (1, 1))
+        kept = (own / "second").stat()
+        if (kept.st_mode & 0o777, int(kept.st_mtime)) != (0o640, 1):
+            lacking.append("modes or times are not kept")
+    except OSError as error:
+        lacking.append(f"modes or times are not kept ({error.strerror})")
+    return lacking
+
+
+def _takes(path: Path) -> bool:
+    try:
+        path.touch(exist_ok=False)
+    except OSError as error:
+        if error.errno in NO_SUCH_NAME:
+            return False
+        raise
+    path.unlink()
+    return True
 
 
 def _make(own: Path) -> None:
@@ -148,7 +183,9 @@ async def _each(ground: Ground, work: Callable[[Path], Finding]) -> Finding:
     wrong = [one for one in found if one.outcome != Outcome.OK]
     if not wrong:
         return ok(", ".join(one.found for one in found))
-    return fail("; ".join(one.found for one in wrong), wrong[0].remedy)
+    verdict = warn if all(one.outcome == Outcome.WARN for one in wrong) else fail
+    first = next(one for one in wrong if verdict is warn or one.outcome == Outcome.FAIL)
+    return verdict("; ".join(one.found for one in wrong), first.remedy)
 
 
 def _has_roots(ground: Ground) -> bool:
@@ -166,7 +203,8 @@ CHECKS = (
     ),
     Check(
         "retrieval roots",
-        "only with retrieval.roots: each has its marker; writes a file there, gives it its name without clobbering, removes it",
+        "only with retrieval.roots: each has its marker; writes a file there, gives it its name without clobbering, "
+        "tries unusual names and modes, removes all",
         "mount it, or give the user of the LTS worker the right to write there",
         roots,
         wanted=_has_roots,

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from archiver import errors
 from archiver.datablock.files import CatalogueFile, SourceFile, path_key
-from archiver.datablock.plan import Plan, merge_sorted
-from tests.datablock.making import TIME, catalogue, planned, source
+from archiver.datablock.plan import Plan, make_plan, merge_sorted
+from archiver.progress import Silent
+from tests.datablock.making import TIME, catalogue, limits, planned, source
 
 FILES = {"a.dat": b"1", "b/c.dat": b"22", "b/d.dat": b"333"}
 
@@ -46,6 +47,30 @@ def test_p4_a_difference_is_a_content_error_that_names_files_and_counts(
         assert word in raised.value.one_line()
     assert "20.500.1/x" in raised.value.one_line()
     assert raised.value.next_step
+
+
+def test_the_message_says_where_was_looked_and_what_to_do_where_nothing_lies_there() -> None:
+    def error(there: dict[str, bytes]) -> errors.ContentError:
+        with pytest.raises(errors.MissingFiles) as caught:
+            make_plan(
+                catalogue(FILES),
+                source(there),
+                pid="20.500.1/x",
+                limits=limits(),
+                surplus="refuse",
+                sink=lambda n, chunks: str(list(chunks)),
+                progress=Silent(),
+                where="s3://landing/data/p1/x/",
+            )
+        return caught.value
+
+    nothing = error({})
+    assert "files missing in s3://landing/data/p1/x/, nothing lies there" in nothing.what
+    assert "landing.url_template" in str(nothing.next_step)
+    some = error(dict(list(FILES.items())[:1]))
+    assert "files missing in s3://landing/data/p1/x/" in some.what
+    assert "nothing lies there" not in some.what
+    assert "landing.url_template" not in str(some.next_step)
 
 
 def test_p4_many_differences_are_counted_and_the_first_ones_named() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import resource
 import shutil
@@ -38,6 +39,7 @@ from tests.doctor.ward import NEVER, Ward, everybody, polling, populate
 from tests.needs import need, run
 from tests.pipeline.faulty_s3 import EVER, FaultyS3, S3Fault
 from tests.pipeline.system import PASSWORD, USER
+from tests.storage.conftest import Disk
 
 FAIL, WARN = Outcome.FAIL, Outcome.WARN
 
@@ -449,6 +451,23 @@ async def test_a_directory_without_room_is_named(ward: Ward, memory: Path, reser
     seen.only("retrieval space", FAIL, remedy, str(memory))
 
 
+async def test_names_that_a_directory_cannot_hold_are_told(
+    ward: Ward, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "root").mkdir()
+    mark(tmp_path / "root", dry_run=False)
+    touch = Path.touch
+
+    def fat(path: Path, *given: Any, **more: Any) -> None:
+        if set(":?") & set(path.name):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        touch(path, *given, **more)
+
+    monkeypatch.setattr(Path, "touch", fat)
+    seen = await ward.look(retrieval={"roots": [str(tmp_path / "root")]})
+    seen.only("retrieval roots", WARN, "another directory, or by links", "names with : ? cannot be written")
+
+
 # --- landing zone -------------------------------------------------------------------------------------------------------
 
 
@@ -456,6 +475,56 @@ async def test_a_landing_directory_that_is_empty_is_named(ward: Ward, tmp_path: 
     (tmp_path / "landing").mkdir()
     seen = await ward.look(landing={"url_template": f"file://{tmp_path}/landing/{{pid}}"})
     seen.only("landing list", FAIL, "mount the landing zone", "is empty")
+
+
+async def test_a_landing_directory_whose_files_have_certain_versions_is_well(ward: Ward, tmp_path: Path) -> None:
+    (tmp_path / "landing" / "p1" / "raw").mkdir(parents=True)
+    (tmp_path / "landing" / "p1" / "raw" / "a.h5").write_bytes(b"x")
+    landing = {"url_template": f"file://{tmp_path}/landing{{source_folder}}", "delete_after_archive": True}
+    seen = await ward.look(landing=landing)
+    assert "'p1/raw/a.h5' has a version" in seen["landing files"].finding.found
+    assert f"may remove files in {tmp_path}/landing/p1/raw" in seen["landing delete"].finding.found
+    assert seen.problems == set()
+
+
+@pytest.mark.parametrize(
+    ("setting", "outcome", "remedy"),
+    [("read_twice", WARN, "docs/landing.md"), ("refuse", FAIL, "set landing.without_version to read_twice")],
+)
+async def test_a_landing_directory_whose_times_are_whole_seconds_is_told(
+    ward: Ward, tmp_path: Path, setting: str, outcome: Outcome, remedy: str
+) -> None:
+    disk = Disk(tmp_path / "image", tmp_path / "disk", 32 * 2**20, "-I", "128")
+    try:
+        (disk.folder / "p1").mkdir()
+        (disk.folder / "p1" / "a.h5").write_bytes(b"x")
+        landing = {"url_template": f"file://{disk.folder}/{{source_folder}}", "without_version": setting}
+        seen = await ward.look(landing=landing)
+    finally:
+        disk.unmount()
+    seen.only("landing files", outcome, remedy, "'p1/a.h5' has change times of whole seconds")
+
+
+async def test_objects_without_an_etag_are_told(ward: Ward) -> None:
+    # Past the server, and before all others.
+    path = Path(ward.dev.data) / "s3" / ward.dev.info["buckets"]["landing"] / "0"
+    path.write_bytes(b"x")
+    try:
+        seen = await ward.look()
+    finally:
+        path.unlink()
+    seen.only("landing files", WARN, "docs/landing.md", "'0' has no strong ETag: such files are read twice")
+
+
+async def test_a_landing_directory_whose_times_move_by_themselves_is_told(
+    ward: Ward, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "landing").mkdir()
+    (tmp_path / "landing" / "a.h5").write_bytes(b"x")
+    versions = iter(("1:1:1", "2:2:1"))
+    monkeypatch.setattr("cli.doctor.landing.version_beneath", lambda root, path: next(versions))
+    seen = await ward.look(landing={"url_template": f"file://{tmp_path}/landing/{{pid}}"})
+    seen.only("landing files", WARN, "without caches of attributes", "1:1:1, then 2:2:1")
 
 
 async def test_a_dataset_whose_files_are_not_all_there_is_told(ward: Ward) -> None:

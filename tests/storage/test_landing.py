@@ -447,6 +447,40 @@ def test_a_source_folder_is_found_below_what_the_template_says(
     assert [file.path for file in landing.list()] == ["a"]
 
 
+@pytest.mark.parametrize(
+    ("template", "where"),
+    [
+        *(("s3://landing/{source_folder}", "data/p1/x/"), ("s3://landing/{source_folder}/", "data/p1/x/")),
+        *(
+            ("s3://landing/raw/{source_folder}", "raw/data/p1/x/"),
+            ("s3://landing/raw{source_folder}/", "raw/data/p1/x/"),
+        ),
+        *(("s3://landing/{pid}/{source_folder}/in", "a/b/data/p1/x/in/"), ("s3://landing/{{x}}/{pid}", "{x}/a/b/")),
+    ],
+)
+@pytest.mark.parametrize("source_folder", ["/data/p1/x", "/data/p1/x/", "data/p1/x"])
+def test_a_source_folder_is_a_prefix_without_a_slash_too_many(template: str, where: str, source_folder: str) -> None:
+    fields = {"pid": "a/b", "source_folder": source_folder}
+    if template == "s3://landing/raw{source_folder}/" and not source_folder.startswith("/"):
+        with pytest.raises(CatalogueRecordInvalid, match="cannot be named"):
+            opened(template, fields)
+        return
+    assert opened(template, fields).where == f"s3://landing/{where}"
+
+
+@pytest.mark.parametrize("source_folder", ["/", "//", ""])
+def test_a_source_folder_that_is_the_whole_bucket_is_refused(source_folder: str) -> None:
+    with pytest.raises(CatalogueRecordInvalid, match="cannot be named"):
+        opened("s3://landing/{source_folder}", {"pid": "a/b", "source_folder": source_folder})
+
+
+def test_files_of_scicats_usual_source_folder_are_found_in_a_bucket(s3: S3Settings) -> None:
+    bucket = new_bucket(s3)
+    bucket.put("data/p1/x/a", b"x")
+    landing = opened(f"s3://{bucket.name}/{{source_folder}}", {"pid": "a/b", "source_folder": "/data/p1/x"}, s3)
+    assert [file.path for file in landing.list()] == ["a"]
+
+
 @pytest.mark.parametrize("source_folder", ["/../outside", "/p/../../outside", "/..", "/p/x\0"])
 def test_a_source_folder_that_climbs_is_refused(folder: Path, tmp_path: Path, source_folder: str) -> None:
     with pytest.raises(CatalogueRecordInvalid, match="no folder that may be read"):

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.needs import need
+
 PLAIN = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 NAMES = ("Müller/π.dat", "日本/é.txt", "e\u0301", "ascii")
 
@@ -48,6 +50,7 @@ print("held")
 @pytest.fixture(scope="session")
 def latin1(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """A locale in which names are Latin-1, made here: systems rarely have one."""
+    need("localedef")
     folder = tmp_path_factory.mktemp("locales")
     made = subprocess.run(
         ["localedef", "-f", "ISO-8859-1", "-i", "de_DE", str(folder / "de_DE.ISO-8859-1")],
