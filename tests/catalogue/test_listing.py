@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-import random
 from collections.abc import Callable
+from random import Random
 from typing import Any
-from uuid import uuid4
+from uuid import UUID
 
 import httpx
 import pytest
@@ -59,7 +60,8 @@ def server(jobs: list[dict[str, Any]], order: Order, limit: int) -> tuple[SciCat
 
 
 def heads(count: int) -> list[dict[str, Any]]:
-    ids = [str(uuid4()) for _ in range(count)]
+    draw = Random(7)
+    ids = [str(UUID(int=draw.getrandbits(128))) for _ in range(count)]
     times = [f"2026-01-01T00:{n // 60:02}:{n % 60:02}.000Z" for n in range(count)]
     return [
         {"id": one, "_id": one, "type": "archive", "statusCode": "s", "createdAt": time}
@@ -71,7 +73,7 @@ ORDERS: dict[str, Order] = {
     "by id": lambda jobs: sorted(jobs, key=lambda one: str(one["id"])),
     "by id downwards": lambda jobs: sorted(jobs, key=lambda one: str(one["id"]), reverse=True),
     "by creation": lambda jobs: jobs,
-    "anyhow": lambda jobs: random.sample(jobs, len(jobs)),
+    "anyhow": lambda jobs: sorted(jobs, key=lambda one: hashlib.sha256(str(one["id"]).encode()).digest()),
 }
 
 
