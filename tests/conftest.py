@@ -14,6 +14,7 @@ from temporalio.client import Client
 from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.service import RPCError
 
+from archiver.catalogue.standin.state import Version
 from archiver.settings import S3Settings
 from cli import servers
 from tests.needs import not_run
@@ -101,6 +102,12 @@ async def temporal_address(tmp_path_factory: pytest.TempPathFactory) -> AsyncIte
 async def temporal_client(temporal_address: str) -> Client:
     """A client of it."""
     return await until_answers(temporal_address)
+
+
+@pytest.fixture(scope="module")
+def scicat_version() -> Version:
+    """Of the stand-in SciCat; a package's tests may ask for others."""
+    return "5.2"
 
 
 @pytest.fixture(scope="session")

@@ -62,6 +62,7 @@ async def test_two_sweeps_at_once_start_a_job_once(system: System) -> None:
         assert await open_job(system, job)
 
 
+@pytest.mark.one_version
 async def test_more_submitted_jobs_than_a_list_of_scicat_shows_are_all_started_and_the_oldest_first(
     make_system: MakeSystem, monkeypatch: pytest.MonkeyPatch
 ) -> None:

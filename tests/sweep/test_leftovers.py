@@ -131,6 +131,7 @@ async def test_p3_what_is_at_work_is_not_touched_and_goes_on(stoppable: Stoppabl
     await assert_archived(system, pid, FILES)
 
 
+@pytest.mark.one_version
 async def test_p3_a_dataset_that_starts_while_it_is_cleared_waits_for_that_and_is_archived(
     stoppable: Stoppable,
 ) -> None:

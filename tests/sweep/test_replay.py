@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.worker import Replayer
 
@@ -14,6 +15,8 @@ from tests.sweep.sweeping import sweeping
 from tests.sweep.test_leftovers import ANY_AGE, SMALL, leave
 from worker import SWEEPS
 from workflows.sweep import FINDERS
+
+pytestmark = pytest.mark.one_version
 
 
 async def test_p9_sweeps_replay_and_their_histories_grow_by_few_events_for_each_dataset(

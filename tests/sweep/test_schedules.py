@@ -7,6 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import pytest
 from temporalio.client import Client, ScheduleOverlapPolicy
 from temporalio.service import RPCError
 
@@ -22,6 +23,8 @@ from tests.pipeline.oracle import nothing_left
 from tests.pipeline.system import System
 from tests.sweep.sweeping import runs
 from tests.sweep.test_leftovers import SMALL, leave
+
+pytestmark = pytest.mark.one_version
 
 ON = {"sweep": {"every_seconds": 60, "leftovers_every_seconds": 3600, "retrieved_every_seconds": 1800}}
 
