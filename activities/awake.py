@@ -7,13 +7,14 @@ what another attempt, or a later run of the dataset, has under way. What was run
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 from temporalio.exceptions import ApplicationError
 from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, Interceptor
+
+from archiver.write_deadline import boot_time
 
 LOOK_SECONDS = 1.0
 REFUSE_SECONDS = 2.0
@@ -25,13 +26,13 @@ class Awake(Interceptor):
 
     def __init__(self, limit_seconds: float) -> None:
         self._limit = limit_seconds
-        self._seen = time.monotonic()
+        self._seen = boot_time()
         self._refused_until = 0.0
 
     @asynccontextmanager
     async def watching(self) -> AsyncIterator[Awake]:
         """Notice that the process stands still, while the context lasts."""
-        self._seen = time.monotonic()
+        self._seen = boot_time()
         task = asyncio.create_task(self._watch())
         try:
             yield self
@@ -45,7 +46,7 @@ class Awake(Interceptor):
 
     def look(self) -> bool:
         """Whether activities may begin."""
-        now = time.monotonic()
+        now = boot_time()
         if now - self._seen > self._limit:
             self._refused_until = now + REFUSE_SECONDS
         self._seen = now

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -28,6 +30,7 @@ from archiver.errors import (
     CatalogueFault,
     EmptyDataset,
     IntegrityMismatch,
+    JobNotWritable,
     Refused,
     UnknownDataset,
 )
@@ -44,10 +47,21 @@ PASSING = frozenset({"datasetlifecycle", "updatedAt", "updatedBy", "history"})
 """Fields of a dataset that change while it is archived: its bag keeps the others."""
 
 FINISHED_WELL = "finishedSuccessful"
+OUR_WORDS = re.compile(
+    r"(Archiving|Retrieving) \d+ datasets?\b|\d+ datasets?: |Nothing was (archived|retrieved): |Stopped by |"
+    r"The archiver lost this job"
+)
+"""How every message begins that we write as a job's status. Any other was written by somebody else, and stays."""
 MAX_WHO, MAX_REASON = 100, 300
 """Characters of who stopped a job, and why, in the sentence that its users get."""
 MAX_PID, NAMED = 80, 5
 """Characters of a pid, and pids, that a job's message names."""
+
+
+GONE = "none: it was deleted after the job was made, or our account may not read it"
+"""Of a dataset that a job names."""
+
+logger = logging.getLogger("archiver.catalogue")
 
 
 class CatalogueActivities:
@@ -86,11 +100,8 @@ class CatalogueActivities:
         admitted = admit(job, self._settings.archive, now=now, pids=request.pids)
         not_before(job, admitted, now)
         pids = admitted.pids
-        if job.status_code != FINISHED_WELL:
-            total = len(pids)
-            message = f"Archiving {total} dataset{'s' if total != 1 else ''}."
-            await self._scicat.update_job(job.id, payloads.job_update(payloads.IN_PROGRESS, message))
         return m.BeginJobResult(
+            note=await set_in_progress(self._scicat, job, f"Archiving {_datasets(len(pids))}."),
             total=len(pids),
             pids=pids[: request.limit],
             owner_group=job.owner_group or "",
@@ -114,13 +125,22 @@ class CatalogueActivities:
 
         A job that ended well before and is run again changed nothing: what its users were told stays.
         """
-        code, message = verdict(request)
-        result = payloads.job_result(message, request)
         with until_told():
-            told = await self._scicat.job(request.job_id, lists=False)
-            if told.status_code == code == FINISHED_WELL and request.counts.archived == 0:
-                return m.FinishJobResult(status_code=code, message=message)
-            await self._scicat.update_job(request.job_id, payloads.job_update(code, message, result))
+            return await self.tell_end(request)
+
+    @staticmethod
+    def verdict(request: m.FinishJobRequest) -> tuple[str, str]:
+        """What SciCat is told of the end of a job."""
+        return verdict(request)
+
+    async def tell_end(self, request: m.FinishJobRequest) -> m.FinishJobResult:
+        """As ``finish_job``, also for the sweep, which tells it again. Raises ``JobNotWritable``, ``CatalogueFault``."""
+        code, message = self.verdict(request)
+        result = payloads.job_result(message, request)
+        told = await self._scicat.job(request.job_id, lists=False)
+        if told.status_code == code == FINISHED_WELL and request.counts.archived == 0:
+            return m.FinishJobResult(status_code=code, message=message)
+        await tell_job(self._scicat, request.job_id, payloads.job_update(code, message, result))
         return m.FinishJobResult(status_code=code, message=message)
 
     # --- datasets --------------------------------------------------------------------------------------------------
@@ -143,12 +163,12 @@ class CatalogueActivities:
             raise UnknownDataset(
                 f"SciCat knows no dataset {request.pid}",
                 expected="a dataset of that pid that our account may read",
-                found="none",
+                found=GONE,
                 next_step="check the pid, and the rights of the archiver's account",
             )
         self._refuse_foreign(dataset)
         lifecycle = dataset.lifecycle
-        if lifecycle.retrievable and lifecycle.archive_status_message == payloads.ARCHIVED:
+        if lifecycle.is_archived:
             return await self._already(dataset)
         if lifecycle.archive_status_message in NOT_YET:
             raise Refused(
@@ -334,14 +354,17 @@ class CatalogueActivities:
             dataset = await self._scicat.dataset(request.pid)
             if dataset is None:
                 return m.Done(what="the dataset is gone")
-            if dataset.lifecycle.retrievable and dataset.lifecycle.archive_status_message == payloads.ARCHIVED:
+            if dataset.lifecycle.is_archived:
                 return m.Done(what="the dataset is archived: its record stays as it is")
             if self._is_foreign(dataset):
                 return m.Done(what="the dataset belongs to another archive: its record stays as it is")
             if request.error is None and dataset.lifecycle.archive_status_message != payloads.STARTED:
                 return m.Done(what="stopped before the dataset was marked: its record stays as it is")
             fields = payloads.lifecycle_failed(request, archivable=self._settings.archive.archivable_after_failure)
-            await self._scicat.patch_lifecycle(request.pid, fields)
+            try:
+                await self._scicat.patch_lifecycle(request.pid, fields)
+            except UnknownDataset:
+                return m.Done(what="the dataset is gone")
         return m.Done(what=str(fields["archiveStatusMessage"]))
 
     def _staged(self, pid: str, run: str) -> Staged:
@@ -386,12 +409,46 @@ def same_files(pid: str, now: m.Contents, verified: m.Contents, listed: m.Conten
 
 @contextmanager
 def until_told() -> Iterator[None]:
-    """For the steps that never give up: also an account that SciCat refuses is waited for, until it is put right."""
+    """For the steps that never give up: also an account that SciCat refuses is waited for, until it is put right.
+
+    Only what no time and no operator can mend ends them: ``JobNotWritable``, ``UnknownDataset``.
+    """
     try:
         yield
+    except JobNotWritable:
+        raise
     except CatalogueFault as fault:
         fault.retryable = True
         raise
+
+
+async def set_in_progress(scicat: SciCat, job: Job, message: str) -> str:
+    """Set a job in progress, unless it ended well before. Returns why SciCat refuses that, if a dataset of it was deleted."""
+    if job.status_code == FINISHED_WELL:
+        return ""
+    try:
+        await scicat.update_job(job.id, payloads.job_update(payloads.IN_PROGRESS, message))
+    except JobNotWritable as refused:
+        # Its other datasets are done all the same.
+        logger.warning("%s", refused.one_line())
+        return refused.one_line()
+    return ""
+
+
+async def tell_job(scicat: SciCat, job_id: str, update: payloads.Payload) -> None:
+    """Write a job's end. Raises ``JobNotWritable`` with what it was to be told, because nobody can read that in SciCat."""
+    try:
+        await scicat.update_job(job_id, update)
+    except JobNotWritable as refused:
+        end = f"{update['statusCode']}: {update['statusMessage']}"
+        # The first part is what is to be read in one line; what to do next stays at the end.
+        raise JobNotWritable(
+            f"{refused.what}. The job ended as {one_line(end, 600)}", next_step=refused.next_step
+        ) from None
+
+
+def _datasets(number: int) -> str:
+    return f"{number} dataset{'s' if number != 1 else ''}"
 
 
 def not_before(job: Job, admitted: Admission, now: datetime) -> None:
@@ -436,7 +493,7 @@ def verdict(request: m.FinishJobRequest, done: str = "archived") -> tuple[str, s
         )
         if number
     ]
-    said = f"{total} dataset{'s' if total != 1 else ''}: {', '.join(parts) or 'none begun'}"
+    said = f"{_datasets(total)}: {', '.join(parts) or 'none begun'}"
     if request.stopped is not None:
         # What people wrote is cut, never what became of the datasets.
         who = one_line(request.stopped.who, MAX_WHO) or "somebody"

@@ -13,6 +13,7 @@ from typing import Any
 
 from activities.catalogue import CatalogueActivities
 from activities.delete import DeleteActivities
+from activities.late_writes import LateWrites
 from activities.lts import LtsActivities
 from activities.pack import PackActivities
 from activities.retrieve_catalogue import RetrieveCatalogue
@@ -106,13 +107,15 @@ class Service:
                 self._serve("lts-copy", slots.lts_copy, [on_lts.copy_to_lts])
                 self._serve("lts-verify", slots.lts_verify, [on_lts.verify_in_lts, on_read.check_datablock])
                 self._serve("lts-read", slots.lts_read, [on_read.retrieve_datablock])
+                on_sweep = LtsSweep(settings, lts)
                 bag: list[Callable[..., Any]] = [
                     on_lts.survey_lts,
                     on_lts.publish_bag,
                     on_lts.record_events,
                     on_lts.roll_back_lts,
                     on_lts.condemn_datablock,
-                    LtsSweep(settings, lts).find_on_lts,
+                    on_sweep.find_on_lts,
+                    on_sweep.find_bag,
                     on_read.plan_retrieve,
                     on_read.find_held,
                     on_read.recall_datablocks,
@@ -123,7 +126,9 @@ class Service:
                 await _log_in(scicat)
                 on_catalogue = CatalogueActivities(settings, staging, scicat)
                 retrieving = RetrieveCatalogue(settings, staging, scicat)
-                all_of_it = [*on_catalogue.all(), *retrieving.all(), *JobSweep(settings, scicat).all()]
+                late_writes = LateWrites(settings, scicat, on_catalogue, retrieving)
+                sweep = JobSweep(settings, scicat, late_writes)
+                all_of_it = [*on_catalogue.all(), *retrieving.all(), *late_writes.all(), *sweep.all()]
                 self._serve("catalogue", slots.catalogue, all_of_it)
             if "delete" in queues:
                 on_delete = DeleteActivities(settings, staging, lts, scicat)

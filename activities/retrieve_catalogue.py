@@ -7,6 +7,7 @@ import gzip
 import json
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
@@ -16,7 +17,7 @@ from typing import Any
 from temporalio import activity
 from temporalio.client import Client
 
-from activities.catalogue import FINISHED_WELL, not_before, policy_of, until_told, verdict
+from activities.catalogue import GONE, not_before, policy_of, set_in_progress, tell_job, until_told, verdict
 from activities.connection import answering
 from activities.running import Beat, beating, in_thread, told_async
 from archiver import model as m
@@ -76,10 +77,8 @@ class RetrieveCatalogue:
         admitted = admit_retrieve(job, self._settings, now=now, pids=request.pids)
         not_before(job, admitted, now)
         total = len(admitted.entries)
-        if job.status_code != FINISHED_WELL:
-            message = f"Retrieving {total} dataset{'s' if total != 1 else ''}."
-            await self._scicat.update_job(job.id, payloads.job_update(payloads.IN_PROGRESS, message))
         return w.BeginRetrieveJobResult(
+            note=await set_in_progress(self._scicat, job, f"Retrieving {total} dataset{'s' if total != 1 else ''}."),
             total=total,
             wanted=_wanted(admitted)[: request.limit],
             owner_group=job.owner_group or "",
@@ -104,16 +103,25 @@ class RetrieveCatalogue:
 
         A job that ended well before and is run again is told anew only if it asks for data: its old links may be dead.
         """
-        code, message = verdict(request, "retrieved")
-        result = payloads.job_result(message, request, links=bool(request.counts.retrieved))
         with until_told():
-            if request.counts.retrieved:
-                async with beating("making links"):
-                    result |= await self._result(request)
-            await self._scicat.update_job(request.job_id, payloads.job_update(code, message, result))
+            return await self.tell_end(request, run=str(activity.info().workflow_run_id))
+
+    @staticmethod
+    def verdict(request: m.FinishJobRequest) -> tuple[str, str]:
+        """What SciCat is told of the end of a job."""
+        return verdict(request, "retrieved")
+
+    async def tell_end(self, request: w.FinishRetrieveJobRequest, *, run: str) -> m.FinishJobResult:
+        """As ``finish_retrieve_job``, also for the sweep, which tells it again; ``run``: of the job's workflow."""
+        code, message = self.verdict(request)
+        result = payloads.job_result(message, request, links=bool(request.counts.retrieved))
+        if request.counts.retrieved:
+            async with beating("making links"):
+                result |= await self._result(request, run)
+        await tell_job(self._scicat, request.job_id, payloads.job_update(code, message, result))
         return m.FinishJobResult(status_code=code, message=message)
 
-    async def _result(self, request: w.FinishRetrieveJobRequest) -> payloads.Payload:
+    async def _result(self, request: w.FinishRetrieveJobRequest, run: str) -> payloads.Payload:
         """The part of the job's result object that only the requester may see."""
         settings, target, to = self._settings.retrieval, self._target, request.destination
         if to.kind == "directory":
@@ -135,7 +143,7 @@ class RetrieveCatalogue:
             at=f"{target.dataset(wanted[0].pid)}{TOLD}jobs/{request.job_id}/" if wanted else "",
             life_seconds=settings.url_life_seconds,
             room=payloads.ROOM_FOR_LINKS,
-            run=str(activity.info().workflow_run_id),
+            run=run,
         )
 
     def _delivered(self, wanted: w.Wanted, told: bool) -> Iterator[Delivered]:
@@ -175,7 +183,7 @@ class RetrieveCatalogue:
             raise UnknownDataset(
                 f"SciCat knows no dataset {request.pid}",
                 expected="a dataset of that pid that our account may read",
-                found="none",
+                found=GONE,
                 next_step="check the pid, and the rights of the archiver's account",
             )
         self._refuse(dataset)
@@ -262,7 +270,8 @@ class RetrieveCatalogue:
     async def fail_retrieve_dataset(self, request: w.FailRetrieveRequest) -> m.Done:
         """Tell SciCat why it was not retrieved, or who stopped it; archive states stay as they are."""
         with until_told():
-            await self._scicat.patch_lifecycle(request.pid, payloads.lifecycle_retrieve_failed(request))
+            with suppress(UnknownDataset):
+                await self._scicat.patch_lifecycle(request.pid, payloads.lifecycle_retrieve_failed(request))
             await in_thread(self._clean, self._keys(request))
         return m.Done(what="not retrieved")
 

@@ -11,6 +11,7 @@ import asyncio
 import contextvars
 import functools
 import logging
+import math
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -25,6 +26,7 @@ from archiver.datablock.events import agent
 from archiver.errors import ArchiverError, ContentError, OwnFault, Refused, StagedLost, Stopped
 from archiver.log import scrub
 from archiver.progress import uncut
+from archiver.write_deadline import WriteDeadline, boot_time, writing_until
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -34,6 +36,10 @@ BEAT_SECONDS = 0.25
 
 CALL_BEAT_SECONDS = 10.0
 """Beat of asynchronous activities, whose every wait has a time limit of its own."""
+BEATS_PER_LIMIT = 5
+WRITES_END = 0.5
+"""Of the heartbeat's limit, the part after which a step that was not heard of writes nothing more. What is left covers the
+last heartbeat that the SDK held back, and the way of the request."""
 
 _said: contextvars.ContextVar[list[m.Heartbeat]] = contextvars.ContextVar("said")
 """What an asynchronous activity said last, to be said again until there is more."""
@@ -118,23 +124,29 @@ def _signed(result: R) -> R:
 
 @asynccontextmanager
 async def _heard() -> AsyncIterator[None]:
-    """Heartbeats of a call that lasts, so that its worker's death is seen at once; a short call sends none."""
+    """Heartbeats of a call that lasts, so that its worker's death is seen at once; a short call sends none.
+
+    What it writes meanwhile is bounded by the same heartbeats (``write_deadline``).
+    """
 
     said: list[m.Heartbeat] = []
     _said.set(said)
-    limit = activity.info().heartbeat_timeout
-    pause = min(CALL_BEAT_SECONDS, limit.total_seconds() / 3) if limit else CALL_BEAT_SECONDS
+    timeout = activity.info().heartbeat_timeout
+    limit = timeout.total_seconds() if timeout else math.inf
+    pause = min(CALL_BEAT_SECONDS, limit / BEATS_PER_LIMIT)
 
-    async def beat() -> None:
+    async def beat(deadline: WriteDeadline) -> None:
         while True:
             await asyncio.sleep(pause)
+            deadline.renew()
             activity.heartbeat(*said)
 
-    task = asyncio.create_task(beat())
-    try:
-        yield
-    finally:
-        task.cancel()
+    with writing_until(WriteDeadline(limit * WRITES_END)) as deadline:
+        task = asyncio.create_task(beat(deadline))
+        try:
+            yield
+        finally:
+            task.cancel()
 
 
 async def in_thread(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
@@ -158,9 +170,9 @@ class Beat:
         self._total = total_bytes
         limit = activity.info().heartbeat_timeout
         self._limit = limit.total_seconds() if limit else None
-        self._heard = time.monotonic()
+        self._heard = boot_time()
         # What ends before its first beat is due costs the server no call.
-        self._due = self._heard + BEAT_SECONDS
+        self._due = time.monotonic() + BEAT_SECONDS
 
     def advance(self, size_bytes: int = 0, files: int = 0) -> None:
         """Count; tell the server when due. Raises ``Stopped`` if the activity is to end."""
@@ -168,7 +180,7 @@ class Beat:
             self._done += size_bytes
             self._files += files
             now = time.monotonic()
-            self._stood_still(now)
+            self._stood_still()
             if now >= self._due:
                 self._send(now)
 
@@ -177,12 +189,13 @@ class Beat:
         with self._lock:
             self._note = text
             now = time.monotonic()
-            self._stood_still(now)
+            self._stood_still()
             if now >= self._due:
                 self._send(now)
 
-    def _stood_still(self, now: float) -> None:
+    def _stood_still(self) -> None:
         """Stop an attempt that said nothing for so long that another has taken its place: it may change nothing more."""
+        now = boot_time()
         silent, self._heard = now - self._heard, now
         if self._limit is not None and silent > self._limit:
             self._limit = 0.0

@@ -16,35 +16,45 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from temporalio import activity
-from temporalio.client import Client, WorkflowExecutionStatus
+from temporalio.client import Client, WorkflowExecution, WorkflowExecutionStatus
 from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
+from activities.catalogue import OUR_WORDS
 from activities.connection import answering
-from activities.running import Beat, beating, in_thread, told_async
+from activities.late_writes import DATASET_TOLD, ENDED, NOT_ARCHIVED, LateWrites, digest_of, last_request
+from activities.running import Beat, beating, in_thread, told, told_async
 from activities.starting import job_workflow_id, start_job
 from archiver import model as m
 from archiver.catalogue import payloads
 from archiver.catalogue.admission import is_foreign, refuse_foreign_datasets
-from archiver.catalogue.client import SciCat
+from archiver.catalogue.client import SciCat, not_writable
 from archiver.catalogue.records import Dataset, Job, JobHead
 from archiver.catalogue.retrieve import admit_any, is_retrieval
-from archiver.errors import CatalogueFault, CatalogueRecordInvalid, ContentError, ForeignJob, Refused, UnknownJob
-from archiver.pids import path_pid
+from archiver.errors import (
+    CatalogueFault,
+    CatalogueRecordInvalid,
+    ContentError,
+    ForeignJob,
+    JobNotWritable,
+    NoBag,
+    Refused,
+    UnknownJob,
+)
+from archiver.pids import path_pid, pid_path
 from archiver.progress import Progress
 from archiver.retrieval.keys import retrieved_pid, works
 from archiver.settings import Settings
+from archiver.storage.bags import read_bag, read_datablock
 from archiver.storage.lts import Lts
 from archiver.storage.objects import Bucket
 from archiver.storage.staging import dataset_of
 from archiver.text import cut, keyword
-from workflows.visible import PID
+from workflows.visible import JOB_ID, PID, quoted
 
 STARTS_AT_ONCE = 16
 BUDGET_SECONDS = 240.0
 """After so long a step ends, and the next one of the sweep goes on: also a sweep of very many jobs says how far it is."""
-DATASETS_PER_SWEEP = 100
-"""Found by one step: the others are the next sweep's, so that histories stay small (P9)."""
 LOST = "finishedUnsuccessful"
 LOST_MESSAGE = (
     "The archiver lost this job: its workflow ended without reporting (terminated, or its Temporal was lost). "
@@ -52,13 +62,13 @@ LOST_MESSAGE = (
 )
 _PLAIN = re.compile(r"[A-Za-z0-9._/=%-]+")
 
-OURS = re.compile(r"(Archiving|Retrieving) \d+ datasets?\b")
-"""The message of a job that ``begin-job`` has set in progress."""
 LOOK_AT_DATASETS = 20
 """Datasets of a job that are looked at before it is taken for another archive's."""
 FAULTS = 10
 """Jobs that SciCat may fail to answer for before the step is given up and tried again."""
-DONE = ("started", "delayed", "restarted", "reported", "waiting", "running", "foreign", "failed")
+REMEMBERED_DAYS = 30.0
+"""So long Temporal keeps what ended, where ``archiver setup`` made the namespace: of older jobs it cannot say what became."""
+DONE = ("started", "delayed", "restarted", "reported", "corrected", "waiting", "running", "foreign", "untold", "failed")
 RUNS, FAILED, NEVER = -1.0, -2.0, -3.0
 """Instead of a time: a job's workflow runs, has failed, or was never there (or was forgotten with its namespace)."""
 
@@ -81,9 +91,10 @@ def count(what: str, number: int) -> None:
 class JobSweep:
     """On the catalogue queue: asks SciCat for jobs, and Temporal whether somebody works on them. May be repeated (P6)."""
 
-    def __init__(self, settings: Settings, scicat: SciCat) -> None:
+    def __init__(self, settings: Settings, scicat: SciCat, late_writes: LateWrites) -> None:
         self._settings = settings
         self._scicat = scicat
+        self._late_writes = late_writes
 
     def all(self) -> list[Callable[..., Any]]:
         """The activities."""
@@ -108,7 +119,7 @@ class JobSweep:
             ]
             # Listed after the jobs: a job of before that is not among these has no workflow, or has just got one.
             working = await running_jobs(activity.client())
-            round_ = _Round(self._settings, self._scicat, activity.client(), dry_run=request.dry_run)
+            round_ = _Round(self._settings, self._scicat, activity.client(), self._late_writes, dry_run=request.dry_run)
             todo = [head for head in (*submitted, *in_progress) if round_.workflow_id(head) not in working]
             until = time.monotonic() + BUDGET_SECONDS
             waiting = iter(todo)
@@ -126,7 +137,7 @@ class JobSweep:
                 raise failed.exceptions[0] from None
         done = round_.done
         if not request.dry_run:
-            for what in ("started", "restarted", "reported"):
+            for what in ("started", "restarted", "reported", "corrected"):
                 count(f"jobs {what}", done[what])
         return m.SweepJobsResult(
             submitted=len(submitted),
@@ -136,8 +147,10 @@ class JobSweep:
             delayed=done["delayed"],
             restarted=done["restarted"],
             reported=done["reported"],
+            corrected=done["corrected"],
             waiting=done["waiting"],
             foreign=done["foreign"],
+            untold=done["untold"],
             failed=done["failed"],
             more=round_.looked_at < len(todo),
             lines=round_.lines,
@@ -177,10 +190,32 @@ class JobSweep:
         if dataset is None:
             return m.LookResult(idle=True)
         lifecycle = dataset.lifecycle
-        archived = lifecycle.retrievable and lifecycle.archive_status_message == payloads.ARCHIVED
         mark = self._mark(dataset)
-        old = mark is not None and mark[0] < _limit(self._settings)
-        return m.LookResult(idle=True, archived=archived, started=old, job_id=mark[1] if mark else "")
+        told = await self._told(request.pid, mark[1]) if mark is not None else None
+        unarchived = lifecycle.archive_status_message in NOT_ARCHIVED
+        return m.LookResult(
+            idle=True,
+            archived=lifecycle.is_archived,
+            # What was told once, and is marked as started again, is marked by a step that came too late.
+            started=told is not None or (mark is not None and mark[0] < _limit(self._settings)),
+            job_id=mark[1] if mark else lifecycle.archive_job,
+            unarchived=unarchived and not is_foreign(lifecycle.storage_location, self._settings.archive),
+            told=told,
+        )
+
+    async def _told(self, pid: str, job_id: str) -> m.FailDatasetRequest | None:
+        """Why the dataset was not archived, as the last workflow of this job told it; None: it told nothing, or success."""
+        query = f"WorkflowType = 'ArchiveDataset' AND {JOB_ID.name} = '{quoted(keyword(job_id))}'"
+        latest: WorkflowExecution | None = None
+        with answering():
+            async for one in activity.client().list_workflows(query):
+                ours = one.typed_search_attributes.get(PID) == keyword(pid)
+                if ours and (latest is None or one.start_time > latest.start_time):
+                    latest = one
+        if latest is None or latest.status not in ENDED:
+            return None
+        told = await last_request(activity.client(), latest, DATASET_TOLD)
+        return told if isinstance(told, m.FailDatasetRequest) else None
 
     def _mark(self, dataset: Dataset) -> tuple[float, str] | None:
         """Since when, and by which job, a dataset is marked as started by us; None if it is not."""
@@ -197,10 +232,13 @@ class JobSweep:
 class _Round:
     """What one step of a sweep does about jobs."""
 
-    def __init__(self, settings: Settings, scicat: SciCat, client: Client, *, dry_run: bool) -> None:
+    def __init__(
+        self, settings: Settings, scicat: SciCat, client: Client, late_writes: LateWrites, *, dry_run: bool
+    ) -> None:
         self._settings = settings
         self._scicat = scicat
         self._client = client
+        self._late_writes = late_writes
         self._dry_run = dry_run
         self.looked_at = 0
         self.done = dict.fromkeys(DONE, 0)
@@ -221,6 +259,8 @@ class _Round:
             pass  # deleted meanwhile
         except ForeignJob:
             self.done["foreign"] += 1
+        except JobNotWritable:
+            self.done["untold"] += 1
         except CatalogueFault as fault:
             # One record that SciCat chokes on keeps no other job waiting; a SciCat that is out does.
             if self.done["failed"] >= FAULTS:
@@ -239,8 +279,10 @@ class _Round:
                 return
             delay = self._delay(job)
             await self._refuse_foreign(job)
+            if self._is_old(head):
+                await self._refuse_untold(job)
         if self._dry_run:
-            started = (await self._gone(head)) == NEVER
+            started = (await self._workflow(head)) is None
         else:
             try:
                 retrieve = is_retrieval(head.type, self._settings)
@@ -278,12 +320,21 @@ class _Round:
     async def _take_up(self, head: JobHead) -> None:
         """A job whose workflow is gone: start it again, or say so, if it has been gone for long enough."""
         sweep = self._settings.sweep
-        gone = await self._gone(head)
+        ended = await self._workflow(head)
+        gone = _since(ended)
         if gone == RUNS:
             self.done["running"] += 1
             return
+        if ended is not None and ended.status in ENDED and head.status_code == payloads.IN_PROGRESS:
+            # It told SciCat its end, and a step that stood still wrote over that. Or else the job is not ours to write, or
+            # a person has put it in progress again.
+            if await self._late_writes.tell_again(ended, dry_run=self._dry_run):
+                self._did("corrected", head.id, "its workflow had ended, and told so")
+            else:
+                self.done["foreign"] += 1
+            return
         if gone == FAILED:
-            # It told SciCat before it failed, unless the job is not ours to write.
+            # It was refused: another archive's.
             self.done["foreign"] += 1
             return
         since = _time(head.updated_at) if gone == NEVER else gone
@@ -292,10 +343,12 @@ class _Round:
             self.done["waiting"] += 1
             return
         # Read anew: it may have ended well, and been told so, since it was listed.
-        job = await self._scicat.job(head.id, lists=False)
+        job = await self._scicat.job(head.id)
         if job.status_code != head.status_code:
             return
-        if gone == NEVER and not OURS.match(job.status_message):
+        if gone != NEVER or self._is_old(head):
+            await self._refuse_untold(job)
+        if gone == NEVER and not OUR_WORDS.match(job.status_message):
             # Without a workflow of ours only the words tell whose job it is: another archive's is in progress there.
             self.done["foreign"] += 1
             return
@@ -307,18 +360,27 @@ class _Round:
             "restarted" if sweep.lost_jobs == "restart" else "reported", head.id, "no workflow works on it any more"
         )
 
-    async def _gone(self, head: JobHead) -> float:
-        """Since when a job's workflow is gone, or one of ``RUNS``, ``FAILED``, ``NEVER``."""
+    @staticmethod
+    def _is_old(head: JobHead) -> bool:
+        """Whether Temporal may have forgotten a workflow of this job that ended."""
+        created = _time(head.created_at)
+        return created is not None and time.time() - created > REMEMBERED_DAYS * 86400
+
+    async def _refuse_untold(self, job: Job) -> None:
+        """Raises ``JobNotWritable`` if a dataset of the job was deleted: SciCat would show it as submitted or in progress
+        for ever, whatever is done. Such a job is started once. Its workflow did the other datasets, and failed with why."""
+        if deleted := await self._scicat.deleted_datasets(job):
+            raise not_writable(job.id, deleted)
+
+    async def _workflow(self, head: JobHead) -> WorkflowExecution | None:
+        """The latest run of the job's workflow; None: Temporal knows none."""
         with answering():
             try:
-                found = await self._client.get_workflow_handle(self.workflow_id(head)).describe()
+                return await self._client.get_workflow_handle(self.workflow_id(head)).describe()
             except RPCError as error:
                 if error.status != RPCStatusCode.NOT_FOUND:
                     raise
-                return NEVER
-        if found.status == WorkflowExecutionStatus.RUNNING or found.close_time is None:
-            return RUNS
-        return FAILED if found.status == WorkflowExecutionStatus.FAILED else found.close_time.timestamp()
+                return None
 
     def _did(self, what: str, job_id: str, words: str) -> None:
         self.done[what] += 1
@@ -330,6 +392,15 @@ class _Round:
 
 
 # --- what terminated runs left --------------------------------------------------------------------------------------------
+
+
+def _since(found: WorkflowExecution | None) -> float:
+    """Since when a job's workflow is gone, or one of ``RUNS``, ``FAILED``, ``NEVER``."""
+    if found is None:
+        return NEVER
+    if found.status == WorkflowExecutionStatus.RUNNING or found.close_time is None:
+        return RUNS
+    return FAILED if found.status == WorkflowExecutionStatus.FAILED else found.close_time.timestamp()
 
 
 class StagingSweep:
@@ -375,6 +446,35 @@ class LtsSweep:
         found = await in_thread(self._ages, Beat(loop=asyncio.get_running_loop()))
         return picked(found, await running_datasets(activity.client()), self._settings)
 
+    @activity.defn(name="find-bag", no_thread_cancel_exception=True)
+    @told
+    def find_bag(self, request: m.PidRequest) -> m.BagSummary:
+        """What the complete bag of a dataset holds, its small files and manifests compared with each other. Looks only.
+
+        Raises ``IntegrityMismatch`` for a damaged one, ``LtsFault``.
+        """
+        beat, blocks = Beat(), []
+        files = size = packed = 0
+        try:
+            bag = read_bag(self._lts, pid_path(request.pid))
+        except NoBag:
+            return m.BagSummary()
+        for archive_id in bag.blocks:
+            record, _ = read_datablock(self._lts, bag, archive_id)
+            blocks.append((archive_id, record.packed_bytes, record.sha256))
+            files, size, packed = files + record.files, size + record.size_bytes, packed + record.packed_bytes
+            beat.advance(files=record.files)
+        return m.BagSummary(
+            complete=True,
+            job_id=bag.job,
+            datablocks=len(blocks),
+            files=files,
+            size_bytes=size,
+            packed_bytes=packed,
+            level=bag.level,
+            digest=digest_of(blocks),
+        )
+
     def _ages(self, beat: Progress) -> dict[str, Age]:
         return newest((_pid(left.dataset), (left.newest, left.what)) for left in self._lts.leftovers(beat))
 
@@ -395,7 +495,7 @@ def picked(found: dict[str, Age], working: set[str], settings: Settings, *, runn
     limit = _limit(settings)
     idle = {pid: age for pid, age in found.items() if keyword(pid) not in working}
     old = [(age, pid) for pid, age in idle.items() if age[0] < limit]
-    first = heapq.nsmallest(DATASETS_PER_SWEEP, old)
+    first = heapq.nsmallest(m.MAX_FOUND, old)
     return m.FoundLeftovers(
         pids=[pid for _, pid in first],
         what=[f"{what}, since {datetime.fromtimestamp(when, UTC):%Y-%m-%d %H:%M} UTC" for (when, what), _ in first],

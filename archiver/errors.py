@@ -12,6 +12,7 @@ ArchiverError
 |   |-- SourceFault, StagingFault, LtsFault, TargetFault, CatalogueFault, OwnFault   the side it belongs to (rule 7)
 |   |-- StagedLost                                               a staged object that is to be made again
 |   |-- LtsMarkerMissing, LtsFull, NoBag, NotRecalled, TargetFull LTS and retrieval target, special cases
+|   |-- JobNotWritable                                           SciCat refuses every status of a job (a CatalogueFault)
 |   `-- IntegrityMismatch                                        bytes changed between two of our own steps
 |-- Refused           never starts: foreign job type, foreign storage location, no dataset list
 `-- Stopped           told to stop (cancel, worker shutdown): not a failure
@@ -226,6 +227,13 @@ class CatalogueFault(SystemFault):
     """SciCat does not answer, answers with an error, or refuses our account."""
 
     side = "catalogue"
+
+
+class JobNotWritable(CatalogueFault):
+    """SciCat refuses every status of a job, because a dataset that the job names was deleted. Trying again never helps."""
+
+    def __init__(self, what: str, **details: object) -> None:
+        super().__init__(what, **{**details, "retryable": False})  # type: ignore[arg-type]
 
 
 class IntegrityMismatch(SystemFault):

@@ -239,6 +239,8 @@ class BeginJobResult(Wire):
     policy: Policy
     pids: list[str] = []
     owner_group: str = ""
+    note: str = ""
+    """Why SciCat could not be told that the job is in progress; empty: it was told."""
 
 
 class FinishJobRequest(Wire):
@@ -618,6 +620,8 @@ class JobProgress(Wire):
     message: str = ""
 
 
+MAX_FOUND = 100
+"""Datasets that one step of a sweep finds: the others are the next sweep's, so that histories stay small (P9)."""
 MAX_SWEPT = 50
 """Lines about single jobs or datasets in the result of a sweep; beyond it only counts."""
 
@@ -640,10 +644,14 @@ class SweepJobsResult(Wire):
     """Of those started, the ones that wait for their execution time."""
     restarted: int = 0
     reported: int = 0
+    corrected: int = 0
+    """Their workflow ended and told it, but a late ``inProgress`` was written over that: told again."""
     waiting: int = 0
     """Lost, but not for long enough yet."""
     foreign: int = 0
     """Another archive's: left alone."""
+    untold: int = 0
+    """SciCat refuses their status, because a dataset of theirs was deleted: nothing is left to be done."""
     failed: int = 0
     """SciCat did not answer for it, as it did for others: the next sweep tries again."""
     more: bool = False
@@ -653,7 +661,7 @@ class SweepJobsResult(Wire):
 
     def plus(self, other: SweepJobsResult) -> SweepJobsResult:
         """The sum of what two steps of one sweep did; what they found is the later one's."""
-        done = ("started", "delayed", "restarted", "reported")
+        done = ("started", "delayed", "restarted", "reported", "corrected")
         sums = {name: getattr(self, name) + getattr(other, name) for name in done}
         return other.model_copy(update={**sums, "lines": [*self.lines, *other.lines][:MAX_SWEPT]})
 
@@ -685,6 +693,44 @@ class LookResult(Wire):
     started: bool = False
     """SciCat has it as started, by us, and not for a short time only."""
     job_id: str = ""
+    unarchived: bool = False
+    """SciCat says, in words of ours, that it is not archived: the bag on the LTS may say otherwise."""
+    told: FailDatasetRequest | None = None
+    """What its last workflow told SciCat, if that was a failure or a stop."""
+
+
+class ComparedResult(Wire):
+    """Jobs and retrievals that ended in the last days, and of how many SciCat's word was put right."""
+
+    compared: int = 0
+    corrected: int = 0
+    lines: list[str] = []
+
+
+class BagSummary(Wire):
+    """A complete bag on the LTS. ``digest``: over archiveId, packed bytes and SHA-256 of its datablocks."""
+
+    complete: bool = False
+    job_id: str = ""
+    datablocks: int = 0
+    files: int = 0
+    size_bytes: int = 0
+    packed_bytes: int = 0
+    level: str = ""
+    digest: str = ""
+
+
+class RestoreRequest(FinishDatasetRequest):
+    """Report a dataset as archived again; ``digest`` as of ``BagSummary``."""
+
+    digest: str
+
+
+class RestoreResult(Wire):
+    """Whether that was done, and why not."""
+
+    restored: bool = False
+    what: str = ""
 
 
 class SweepLeftoversResult(Wire):
@@ -692,6 +738,8 @@ class SweepLeftoversResult(Wire):
 
     found: int = 0
     cleared: int = 0
+    corrected: int = 0
+    """Jobs and retrievals of which SciCat's word was put right."""
     running: int = 0
     young: int = 0
     more: int = 0

@@ -476,6 +476,9 @@ class SweepSettings(Section):
     """How often retrieved data that nobody wants any more (``retrieval.expire_days``) is removed; 0: never."""
     leftovers_after_hours: float = Field(24, ge=0)
     """What is younger is left alone, whatever it is."""
+    compare_days: float = Field(3, ge=0)
+    """With the leftovers: what ended within so many days is compared with what SciCat says of it, and a status that a step
+    wrote too late is put right. 0: never."""
 
 
 class DoctorSettings(Section):

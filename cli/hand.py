@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import getpass
 import socket
+from contextlib import suppress
 from typing import Any
 
 from temporalio.client import Client, WorkflowExecutionDescription, WorkflowExecutionStatus, WorkflowHandle
@@ -16,7 +17,7 @@ from activities.starting import job_workflow_id, start_job
 from archiver import model as m
 from archiver.catalogue import payloads
 from archiver.catalogue.client import SciCat
-from archiver.errors import CatalogueFault, Refused
+from archiver.errors import CatalogueFault, JobNotWritable, Refused, UnknownDataset
 from archiver.retrieval import wire as w
 from archiver.settings import Settings
 from cli import look
@@ -157,8 +158,11 @@ async def abandon(client: Client, settings: Settings, ref: str, *, reason: str, 
                 terminated.append(one.id)
                 datasets |= {pid_of(one)} if kind_of(one.id) == "dataset" else set()
         await asyncio.sleep(LOOK_SECONDS)
+    untold = ""
     try:
         await _tell(settings, found, sorted(datasets), stop)
+    except JobNotWritable as refused:
+        untold = refused.one_line()
     except CatalogueFault as fault:
         raise CatalogueFault(
             f"{found.id} is abandoned, {len(terminated)} workflows were terminated, but SciCat could not be told: {fault.what}",
@@ -167,7 +171,7 @@ async def abandon(client: Client, settings: Settings, ref: str, *, reason: str, 
             next_step="set its status in SciCat by hand",
             retryable=fault.retryable,
         ) from None
-    return {**done, "terminated": terminated}
+    return {**done, "terminated": terminated, "untold": untold}
 
 
 async def _stoppable(client: Client, ref: str) -> WorkflowExecutionDescription:
@@ -271,12 +275,14 @@ async def _tell(settings: Settings, found: WorkflowExecutionDescription, pids: l
             if is_retrieval(found.id):
                 if dataset is not None and dataset.lifecycle.retrieve_status_message == payloads.STARTED:
                     failed = w.FailRetrieveRequest(pid=pid, selection="", job_id=job_id, stopped=stop)
-                    await scicat.patch_lifecycle(pid, payloads.lifecycle_retrieve_failed(failed))
+                    with suppress(UnknownDataset):
+                        await scicat.patch_lifecycle(pid, payloads.lifecycle_retrieve_failed(failed))
                 continue
             # As the step fail-dataset does: one that is archived or was never marked keeps its record.
             if dataset is not None and dataset.lifecycle.archive_status_message == payloads.STARTED:
                 request = m.FailDatasetRequest(pid=pid, job_id=job_id, stopped=stop)
-                await scicat.patch_lifecycle(pid, payloads.lifecycle_failed(request, archivable=True))
+                with suppress(UnknownDataset):
+                    await scicat.patch_lifecycle(pid, payloads.lifecycle_failed(request, archivable=True))
         if kind_of(found.id) == "job":
             end = m.FinishJobRequest(job_id=job_id, total=len(pids), counts=m.Counts(), outcomes=[], stopped=stop)
             code, message = verdict(

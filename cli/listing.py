@@ -18,9 +18,8 @@ from cli import queues
 from cli.look import Data, spell
 from cli.queues import queue_of
 from cli.refs import describe, kind_of, name_of
-from workflows.visible import BYTES_TOTAL, JOB_ID, STAGE, size
+from workflows.visible import BYTES_TOTAL, JOB_ID, MESSAGE, STAGE, WELL, quoted, size
 
-WELL = "finishedSuccessful"
 SHOWN_ERROR = 300
 FAILED_TRIES = 3
 """A step that failed so often in a row is stuck, though it is still tried."""
@@ -80,7 +79,8 @@ async def jobs(
     latest = await _latest(client, rows, failed)
     # The server counts runs. Of those not looked at, some may be of jobs that a later run has taken up.
     more = (await client.count_workflows(query, rpc_timeout=RPC)).count - len(rows) if len(rows) == limit else 0
-    return told | {"jobs": [_row(row) for row in latest], "of": len(latest) + max(0, more), "of_at_most": more > 0}
+    shown = [await _told(row, failed) for row in latest]
+    return told | {"jobs": shown, "of": len(latest) + max(0, more), "of_at_most": more > 0}
 
 
 async def _latest(client: Client, rows: list[WorkflowExecution], failed: bool) -> list[WorkflowExecution]:
@@ -101,7 +101,7 @@ async def _latest(client: Client, rows: list[WorkflowExecution], failed: bool) -
 
 async def _of_group(client: Client, query: str, group: str, limit: int, failed: bool) -> Data:
     """Jobs with a dataset of this owner group under way or done."""
-    ours = f"WorkflowType IN ('ArchiveDataset', 'RetrieveDataset') AND OwnerGroup = '{_quoted(keyword(group))}'"
+    ours = f"WorkflowType IN ('ArchiveDataset', 'RetrieveDataset') AND OwnerGroup = '{quoted(keyword(group))}'"
     names: list[str] = []
     async for row in client.list_workflows(ours, limit=GROUP_DATASETS, rpc_timeout=RPC):
         job = row.typed_search_attributes.get(JOB_ID)
@@ -109,14 +109,10 @@ async def _of_group(client: Client, query: str, group: str, limit: int, failed: 
             names.append(job)
     found: list[WorkflowExecution] = []
     for start in range(0, len(names), IDS_PER_QUERY):
-        wanted = ", ".join(f"'{_quoted(name)}'" for name in names[start : start + IDS_PER_QUERY])
+        wanted = ", ".join(f"'{quoted(name)}'" for name in names[start : start + IDS_PER_QUERY])
         found += [row async for row in client.list_workflows(f"{query} AND ScicatJobId IN ({wanted})", rpc_timeout=RPC)]
     latest = await _latest(client, found, failed)
-    return {"jobs": [_row(row) for row in latest[:limit]], "of": len(latest)}
-
-
-def _quoted(text: str) -> str:
-    return text.replace("\\", "\\\\").replace("'", "\\'")
+    return {"jobs": [await _told(row, failed) for row in latest[:limit]], "of": len(latest)}
 
 
 async def _stuck(client: Client, query: str, limit: int) -> Data:
@@ -184,6 +180,12 @@ def _reasons(raw: Any, states: dict[str, queues.QueueState], unserved: set[str])
     return reasons
 
 
+async def _told(row: WorkflowExecution, failed: bool) -> Data:
+    """With why it ``failed``, as its workflow left it in Temporal's list."""
+    message = (await row.memo()).get(MESSAGE) if failed else None
+    return _row(row) | ({"message": str(message)} if message else {})
+
+
 def _row(row: WorkflowExecution) -> Data:
     ended = row.close_time
     return {
@@ -210,6 +212,8 @@ def lines(told: Data) -> list[str]:
         rows.append(
             f"{job['job']:<36}  {job['state']:<10}  {job['stage']:<25}  {begun}  {spell(job['seconds']):>12}  {moved}".rstrip()
         )
+        if job.get("message"):
+            rows.append(f"    {job['message']}")
         rows += _stuck_lines(job.get("stuck", []))
     for job_id, stuck in told.get("without_job", {}).items():
         rows += [f"{job_id:<36}  its job does not run", *_stuck_lines(stuck)]

@@ -515,7 +515,8 @@ def abandon(
         if count
         else "it cleaned up after itself"
     )
-    options.out([f"{told['workflow']} is abandoned: {how}"], **told)
+    more = [told["untold"]] if told.get("untold") else []
+    options.out([f"{told['workflow']} is abandoned: {how}", *more], **told)
 
 
 @app.command()

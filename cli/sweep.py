@@ -76,9 +76,11 @@ def jobs(swept: m.SweepJobsResult) -> str:
         f"{swept.started} started" + (f" ({swept.delayed} for later)" if swept.delayed else ""),
         f"{swept.restarted} lost ones started again",
         f"{swept.reported} lost ones reported",
+        f"{swept.corrected} told again, over a status that came too late",
         f"{swept.running} at work",
         f"{swept.waiting} not lost for long enough",
         f"{swept.foreign} of other archives",
+        f"{swept.untold} that SciCat lets nobody end, because a dataset of theirs was deleted",
         f"{swept.failed} that SciCat did not answer for",
     ]
     said = ", ".join(part for part in parts if not part.startswith("0 "))
@@ -90,6 +92,7 @@ def leftovers(swept: m.SweepLeftoversResult) -> str:
     """For people."""
     parts = [
         f"{swept.cleared} cleared",
+        f"{swept.corrected} jobs and retrievals told again, over a status that came too late",
         f"{swept.running} at work",
         f"{swept.young} young",
         f"{swept.more} for the next",

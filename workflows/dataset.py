@@ -472,9 +472,9 @@ class ArchiveDataset(DatasetWork):
             self.message = f"stopped by {self.stop.who}: {self.stop.reason}"
         else:
             self.message = info.message
-        # A dataset that is unknown, foreign or refused was never marked: its record is not ours to write. Any other may
-        # have been, also when the step that marks it was stopped.
-        if info is None or (info.kind != "refused" and info.type != "UnknownDataset"):
+        # A dataset that is unknown, foreign or refused at its beginning was never marked: its record is not ours to write.
+        # Any other may have been, also when the step that marks it was stopped.
+        if info is None or self.begun is not None or (info.kind != "refused" and info.type != "UnknownDataset"):
             self.message += "".join(
                 await asyncio.gather(self.tell_scicat(info), self.clean_lts(), self.clean_staging())
             )

@@ -28,7 +28,19 @@ with workflow.unsafe.imports_passed_through():
 from workflows import priority, steps
 from workflows.dataset import ArchiveDataset
 from workflows.tasks import protected, windowed
-from workflows.visible import BYTES_TOTAL, as_failure, attributes, details, explain, heard, show, size
+from workflows.visible import (
+    BYTES_TOTAL,
+    MESSAGE,
+    UNTOLD,
+    WELL,
+    as_failure,
+    attributes,
+    details,
+    explain,
+    heard,
+    show,
+    size,
+)
 
 PAGE = 200
 """Datasets per page; a run drains its window and may continue as new between pages (P9)."""
@@ -193,12 +205,18 @@ class DatasetsJob:
         """Write the terminal status; end the workflow the way the job ended."""
         self.at("reporting", BYTES_TOTAL.value_set(self.state.size_bytes))
         if problem is not None and problem.type in ("UnknownJob", "ForeignJob"):
+            self.failed(problem.message)
             raise as_failure(problem)
         try:
             finished = await self.report(problem)
         except ActivityError as error:
-            raise as_failure(explain(error)) from None
+            info = explain(error)
+            self.failed(info.message)
+            self.at(UNTOLD)
+            raise as_failure(info) from None
         self.message = finished.message
+        if finished.status_code != WELL:
+            self.failed(finished.message)
         self.at(finished.status_code)
         if problem is not None:
             raise as_failure(problem)
@@ -210,6 +228,11 @@ class DatasetsJob:
             message=finished.message,
             counts=self.state.counts,
         )
+
+    def failed(self, message: str) -> None:
+        """Keep what ``archiver jobs`` says of a job that did not end well."""
+        self.message = message
+        workflow.upsert_memo({MESSAGE: text.one_line(message, m.MAX_OUTCOME_MESSAGE * 2)})
 
     def finish_request(self, problem: m.ErrorInfo | None) -> m.FinishJobRequest:
         """What SciCat is to be told of the end."""
@@ -299,6 +322,7 @@ class ArchiveJob(DatasetsJob):
             policy=m.Policy(heartbeat_seconds=FIRST_HEARTBEAT_SECONDS),
             summary=f"read job {r.job_id} and set it in progress",
         )
+        self.message = begun.note
         return m.JobState(total=begun.total, policy=begun.policy, owner_group=begun.owner_group), begun.pids
 
     async def page(self) -> list[str]:

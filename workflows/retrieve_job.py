@@ -43,7 +43,7 @@ class RetrieveJob(DatasetsJob):
             policy=m.Policy(heartbeat_seconds=FIRST_HEARTBEAT_SECONDS),
             summary=f"read job {r.job_id} and set it in progress",
         )
-        self.destination = begun.destination
+        self.destination, self.message = begun.destination, begun.note
         state = m.JobState(total=begun.total, policy=begun.policy, owner_group=begun.owner_group)
         return state, self.take(begun.wanted)
 

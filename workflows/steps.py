@@ -162,13 +162,20 @@ SWEEP_JOBS = Step[m.SweepRequest, m.SweepJobsResult]("sweep-jobs", CATALOGUE, m.
 FIND_STARTED = Step[m.SweepRequest, m.FoundLeftovers]("find-started", CATALOGUE, m.FoundLeftovers, HOUR)
 LOOK_AT_DATASET = Step[m.PidRequest, m.LookResult]("look-at-dataset", CATALOGUE, m.LookResult, CALL)
 FIND_STAGED = Step[m.SweepRequest, m.FoundLeftovers]("find-staged", PACK_QUEUE, m.FoundLeftovers, 12 * HOUR)
+FIND_SPOILED = Step[m.SweepRequest, m.FoundLeftovers]("find-spoiled", CATALOGUE, m.FoundLeftovers, HOUR)
+COMPARE_ENDED = Step[m.SweepRequest, m.ComparedResult]("compare-ended", CATALOGUE, m.ComparedResult, HOUR)
+RESTORE_DATASET = Step[m.RestoreRequest, m.RestoreResult]("restore-dataset", CATALOGUE, m.RestoreResult, HOUR)
+FIND_BAG = Step[m.PidRequest, m.BagSummary]("find-bag", LTS_BAG, m.BagSummary, HOUR)
 FIND_ON_LTS = Step[m.SweepRequest, m.FoundLeftovers]("find-on-lts", LTS_BAG, m.FoundLeftovers, 12 * HOUR)
 EXPIRE = Step[m.SweepRequest, w.ExpireResult]("expire-retrieved", CATALOGUE, w.ExpireResult, 12 * HOUR)
 # fmt: on
 
 CHECKS: tuple[Step, ...] = (FIND_HELD, CHECK)  # type: ignore[type-arg]
 """Steps of verifications only."""
-SWEEPS: tuple[Step, ...] = (SWEEP_JOBS, FIND_STARTED, LOOK_AT_DATASET, FIND_STAGED, FIND_ON_LTS, EXPIRE)  # type: ignore[type-arg]
+SWEEPS: tuple[Step, ...] = (  # type: ignore[type-arg]
+    *(SWEEP_JOBS, FIND_STARTED, FIND_SPOILED, COMPARE_ENDED, LOOK_AT_DATASET),
+    *(RESTORE_DATASET, FIND_BAG, FIND_STAGED, FIND_ON_LTS, EXPIRE),
+)
 """Steps of the sweeps only."""
 ALL: tuple[Step, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Step))  # type: ignore[type-arg]
 """Every step, for the worker's and the tests' check that each has exactly one activity."""

@@ -24,7 +24,7 @@ STEPS_PER_SWEEP = 50
 DATASETS_AT_ONCE = 4
 POLICY = m.Policy(give_up_seconds=60)
 """A sweep that cannot do its work ends soon: the next one comes by itself."""
-FINDERS = (steps.FIND_STARTED, steps.FIND_STAGED, steps.FIND_ON_LTS)
+FINDERS = (steps.FIND_STARTED, steps.FIND_SPOILED, steps.FIND_STAGED, steps.FIND_ON_LTS)
 
 
 @workflow.defn(name="Sweep")
@@ -70,7 +70,7 @@ class SweepLeftovers:
     @workflow.run
     async def run(self, request: m.SweepRequest) -> m.SweepLeftoversResult:
         """Ends with what was done; a place that cannot be looked at is a problem in words, and the others are swept."""
-        await asyncio.gather(*(self.find(finder, request) for finder in FINDERS))
+        await asyncio.gather(*(self.find(finder, request) for finder in FINDERS), self.compare(request))
         pids = sorted(self.why)
         self.done = self.done.model_copy(update={"found": len(pids)})
         if request.dry_run:
@@ -95,6 +95,21 @@ class SweepLeftovers:
         self.done = self.done.model_copy(
             update={name: getattr(self.done, name) + getattr(found, name) for name in ("running", "young", "more")}
         )
+
+    async def compare(self, request: m.SweepRequest) -> None:
+        """Jobs and retrievals that ended, with what SciCat says of them."""
+        try:
+            compared = await steps.COMPARE_ENDED.run(
+                request, policy=POLICY, summary="compare what ended with what SciCat says"
+            )
+        except ActivityError as error:
+            if is_cancelled_exception(error):
+                raise
+            self.problem(explain(error).message)
+            return
+        self.done = self.done.model_copy(update={"corrected": compared.corrected})
+        for line in compared.lines:
+            self.say(line)
 
     async def clear(self, pid: str) -> None:
         """One dataset, under the workflow id of its runs: none can start meanwhile, and none that runs is cleared."""
@@ -179,7 +194,11 @@ class SweepDataset:
         look = await steps.LOOK_AT_DATASET.run(ref, policy=POLICY, summary=f"see that nobody works on {pid}")
         if not look.idle:
             return self.end("in work", "cancelled", look.why)
+        restored = m.RestoreResult()
+        if look.unarchived:
+            restored = await self.restore(look)
         did = [
+            *([restored.what] if restored.what else []),
             (await steps.CLEAN_STAGING.run(ref, policy=POLICY, summary=f"remove staged objects of {pid}")).what,
             (
                 await steps.ROLL_BACK_LTS.run(
@@ -187,19 +206,41 @@ class SweepDataset:
                 )
             ).what,
         ]
-        if look.started:
-            text = (
-                f"The run of job {look.job_id} ended without reporting (its workflow was terminated, or its Temporal "
-                "was lost); what it left was cleared, and what verified stays; next: submit the dataset again"
-            )
-            error = m.ErrorInfo(type="Lost", kind="system", message=text, where="sweep")
+        if look.started and not restored.restored:
             told = await steps.FAIL_DATASET.run(
-                m.FailDatasetRequest(pid=pid, job_id=look.job_id, error=error),
-                policy=POLICY,
-                summary=f"tell SciCat that nobody works on {pid}",
+                look.told or self.lost(look), policy=POLICY, summary=f"tell SciCat that nobody works on {pid}"
             )
             did.append(f"SciCat told: {told.what}")
-        return self.end("leftovers cleared", "already_archived" if look.archived else "failed", "; ".join(did))
+        archived = look.archived or restored.restored
+        return self.end("leftovers cleared", "already_archived" if archived else "failed", "; ".join(did))
+
+    async def restore(self, look: m.LookResult) -> m.RestoreResult:
+        """Have SciCat call the dataset archived again, if the LTS holds its complete bag, and SciCat the bag's records."""
+        pid = self.pid
+        try:
+            bag = await steps.FIND_BAG.run(m.PidRequest(pid=pid), policy=POLICY, summary=f"look for a bag of {pid}")
+        except ActivityError as error:
+            info = explain(error)
+            if info.type != "IntegrityMismatch":
+                raise
+            return m.RestoreResult(what=info.message)
+        if not bag.complete:
+            return m.RestoreResult()
+        request = m.RestoreRequest(
+            pid=pid,
+            job_id=bag.job_id or look.job_id,
+            **bag.model_dump(include={"datablocks", "files", "size_bytes", "packed_bytes", "level", "digest"}),
+        )
+        return await steps.RESTORE_DATASET.run(request, policy=POLICY, summary=f"compare the bag of {pid} with SciCat")
+
+    def lost(self, look: m.LookResult) -> m.FailDatasetRequest:
+        """What SciCat is told where nothing else is known."""
+        text = (
+            f"The run of job {look.job_id} ended without reporting (its workflow was terminated, or its Temporal "
+            "was lost); what it left was cleared, and what verified stays; next: submit the dataset again"
+        )
+        error = m.ErrorInfo(type="Lost", kind="system", message=text, where="sweep")
+        return m.FailDatasetRequest(pid=self.pid, job_id=look.job_id, error=error)
 
     def end(self, stage: str, outcome: m.Outcome, message: str) -> m.DatasetOutcome:
         """Say how it ended."""

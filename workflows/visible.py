@@ -28,6 +28,12 @@ OPERATION = SearchAttributeKey.for_keyword("Operation")
 STAGE = SearchAttributeKey.for_keyword("Stage")
 BYTES_TOTAL = SearchAttributeKey.for_int("BytesTotal")
 DATABLOCK_COUNT = SearchAttributeKey.for_int("DatablockCount")
+WELL = "finishedSuccessful"
+"""Stage of a job that ended well: its status code in SciCat."""
+UNTOLD = "not told"
+"""Stage of a job of which SciCat refuses the end."""
+MESSAGE = "message"
+"""In the memo of a job that did not end well: why."""
 
 
 def attributes(
@@ -66,6 +72,11 @@ def size(count: int) -> str:
         value /= 1024
         units.pop(0)
     return f"{count} B" if count < 1024 else f"{value:.1f} {units[0]}"
+
+
+def quoted(text: str) -> str:
+    """``text`` within the quotes of a visibility query."""
+    return text.replace("\\", "\\\\").replace("'", "\\'")
 
 
 def heard(kind: type[M], given: tuple[object, ...]) -> M | None:

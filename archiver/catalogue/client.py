@@ -19,11 +19,12 @@ import httpx
 
 from archiver.catalogue import payloads, queries
 from archiver.catalogue.payloads import Counters
-from archiver.catalogue.queries import BLOCKS_AT_ONCE, Query
-from archiver.catalogue.records import Datablock, Dataset, Job, JobHead, OrigDatablock
+from archiver.catalogue.queries import BLOCKS_AT_ONCE, PAGE, Query
+from archiver.catalogue.records import Datablock, Dataset, Job, JobHead, Lifecycle, OrigDatablock
 from archiver.catalogue.session import ADMIN, QUICK_TRIES, TOO_LARGE, Session, no_route, words
-from archiver.errors import CatalogueFault, CatalogueRecordInvalid, UnknownJob
+from archiver.errors import CatalogueFault, CatalogueRecordInvalid, JobNotWritable, UnknownDataset, UnknownJob
 from archiver.settings import SciCatSettings
+from archiver.text import name
 
 MAX_BODY_BYTES = 15_000_000
 """SciCat answers a body over 16 MB with a 500 (contract 3.4)."""
@@ -31,6 +32,10 @@ SMALL_BODY_BYTES = 1_000_000
 """A body that no server or proxy refuses for its size."""
 PAUSE_SECONDS = 1.0
 """Between a write of a job that failed and the next."""
+DELETED_DATASET = "Unable to get a dataset"
+"""Beginning of SciCat's 404 to every PATCH of a job, once a dataset that the job names was deleted."""
+NAMED = 3
+"""Deleted datasets that a message names."""
 Document = dict[str, Any]
 
 
@@ -133,24 +138,51 @@ class SciCat:
         """Bring the job to ``payload``: read, compare, write only what differs; returns whether it was written.
 
         Every write runs SciCat's update actions again (mails), so an answer that failed is followed by a reading, not by
-        another write (contract 9.1).
+        another write. Raises ``JobNotWritable`` if a dataset of the job was deleted: SciCat then refuses every status.
         """
         path = f"/api/v4/jobs/{_segment(job_id)}"
         if payloads.job_says(await self.job(job_id, lists=False), payload):
             return False
         for attempt in range(QUICK_TRIES):
             try:
-                await self._session.call("PATCH", path, json_body=payload)
-                return True
+                status, body = await self._session.call("PATCH", path, json_body=payload, allow=(404,))
+                if status != 404:
+                    return True
+                fault = await self._not_found(job_id, status, body)
+            except JobNotWritable:
+                raise
             except CatalogueFault as error:
                 fault = error
-            # Also after a 400: an update action can fail after the job was saved (contract 9.1).
+            # Also after a 400: an update action can fail after the job was saved.
             if payloads.job_says(await self.job(job_id, lists=False), payload):
                 return True
             if not fault.retryable or attempt == QUICK_TRIES - 1:
                 break
             await asyncio.sleep(PAUSE_SECONDS)
         raise fault
+
+    async def _not_found(self, job_id: str, status: int, body: Any) -> CatalogueFault:
+        """What a 404 to the update of a job means. Raises ``JobNotWritable`` if a dataset of the job is really gone."""
+        if not words(body).startswith(DELETED_DATASET):
+            return self._session.wrong_address(f"SciCat has no PATCH of job {job_id}", status, body)
+        deleted = await self.deleted_datasets(await self.job(job_id))
+        if deleted:
+            raise not_writable(job_id, deleted, self._session.hidden(words(body)))
+        return self._session.fault(
+            f"SciCat refuses the status of job {job_id}",
+            "success: all its datasets are there",
+            f"status {status}: {words(body)}",
+        )
+
+    async def deleted_datasets(self, job: Job) -> list[str]:
+        """Those datasets of a job that SciCat does not have any more. Each one is asked for by itself before it is told."""
+        pids = list(dict.fromkeys(entry.pid for entry in job.datasets))
+        deleted: list[str] = []
+        for start in range(0, len(pids), PAGE):
+            some = pids[start : start + PAGE]
+            shown = await self.storage_locations(some)
+            deleted += [pid for pid in some if pid not in shown and await self.dataset(pid) is None]
+        return deleted
 
     # --- datasets -----------------------------------------------------------------------------------------------------
 
@@ -173,32 +205,35 @@ class SciCat:
         ]
 
     async def storage_locations(self, pids: list[str]) -> dict[str, str | None]:
-        """Of each dataset that SciCat shows, its ``storageLocation``. For at most ``PAGE`` pids: they stand in the URL."""
+        """Of each dataset that SciCat shows, its ``storageLocation``. For at most ``PAGE`` pids."""
+        return {pid: found.storage_location for pid, found in (await self.lifecycles(pids)).items()}
+
+    async def lifecycles(self, pids: list[str]) -> dict[str, Lifecycle]:
+        """Of each dataset that SciCat shows, its lifecycle. For at most ``PAGE`` pids: they stand in the URL."""
         found = await self._list(queries.storage_locations(pids))
-        return {one.pid: one.lifecycle.storage_location for one in map(Dataset.read, found) if one.pid in pids}
+        return {one.pid: one.lifecycle for one in map(Dataset.read, found) if one.pid in pids}
 
     async def patch_lifecycle(self, pid: str, fields: dict[str, Any]) -> None:
-        """Set fields of the lifecycle, and only these (contract 2.3). May be repeated."""
+        """Set fields of the lifecycle, and only these. May be repeated. Raises ``UnknownDataset`` if it was deleted."""
         path = f"/api/v4/datasets/{_segment(pid)}/datasetlifecycle"
         # 409: older backends, if nothing changes.
-        await self._session.read("PATCH", path, json_body=fields, allow=(409,))
+        await self._patch_dataset(pid, path, fields, 409)
 
     async def patch_counters(self, pid: str, right: Counters) -> bool:
         """Bring the dataset's counters to ``right``: read, compare, write only if one differs, look again.
 
-        Returns whether they were written. May be repeated. Raises ``CatalogueFault`` if SciCat does not keep them.
+        Returns whether they were written. May be repeated. Raises ``CatalogueFault`` if SciCat does not keep them,
+        ``UnknownDataset`` if the dataset was deleted.
         """
         path = f"/api/v4/datasets/{_segment(pid)}"
         for tries in range(QUICK_TRIES + 1):
             dataset = await self.dataset(pid)
             if dataset is None:
-                raise self._session.fault(
-                    f"SciCat has no dataset {pid} any more", "the dataset", "none", retryable=False
-                )
+                raise dataset_deleted(pid)
             if (there := Counters.of(dataset)) == right:
                 return tries > 0
             if tries < QUICK_TRIES:
-                await self._session.read("PATCH", path, json_body=right.payload())
+                await self._patch_dataset(pid, path, right.payload())
         raise self._session.fault(
             f"SciCat does not keep the counters of dataset {pid}",
             f"{right.payload()}",
@@ -220,6 +255,17 @@ class SciCat:
                     files, listed = files + 1, listed + entry.size
             size = size or listed
         return archived._replace(size=size or archived.size, files=files or archived.files)
+
+    async def _patch_dataset(self, pid: str, path: str, fields: dict[str, Any], *allow: int) -> None:
+        status, body = await self._session.read("PATCH", path, json_body=fields, allow=(404, *allow))
+        if status == 404:
+            raise await self._no_dataset(pid, f"PATCH {path}", status, body)
+
+    async def _no_dataset(self, pid: str, what: str, status: int, body: Any) -> CatalogueFault | UnknownDataset:
+        """What a 404 to a call about a dataset means."""
+        if await self.dataset(pid) is None:
+            return dataset_deleted(pid)
+        return self._session.wrong_address(f"SciCat has no {what}", status, body)
 
     # --- origdatablocks -----------------------------------------------------------------------------------------------
 
@@ -367,7 +413,10 @@ class SciCat:
 
     async def _count(self, pid: str, what: str) -> int:
         path = f"/api/v3/datasets/{_segment(pid)}/{what}/count"
-        answer = self._object((await self._session.read("GET", path))[1], "a count")
+        status, body = await self._session.read("GET", path, allow=(404,))
+        if status == 404:
+            raise await self._no_dataset(pid, f"GET {path}", status, body)
+        answer = self._object(body, "a count")
         count = answer.get("count")
         if not isinstance(count, int) or isinstance(count, bool) or count < 0:
             raise self._session.fault(f"SciCat's count of {what} of {pid} is none", "a number", repr(count)[:60])
@@ -440,6 +489,31 @@ class SciCat:
                 f"SciCat's answer is not {what}", "a JSON object", words(answer) or "another value"
             )
         return answer
+
+
+def dataset_deleted(pid: str) -> UnknownDataset:
+    """The error for a dataset that was deleted while it was worked on."""
+    return UnknownDataset(
+        f"SciCat has no dataset {pid} any more",
+        expected="the dataset that is worked on",
+        found="none: it was deleted meanwhile",
+        next_step="nothing of the archive was removed; restore the dataset in SciCat, then submit it again",
+        dataset=pid,
+    )
+
+
+def not_writable(job_id: str, deleted: list[str], answer: str = "") -> JobNotWritable:
+    """The error for a job of which SciCat refuses every status because these datasets of it were deleted."""
+    names = ", ".join(name(pid) for pid in deleted[:NAMED]) + (
+        f" and {len(deleted) - NAMED} more" if len(deleted) > NAMED else ""
+    )
+    were = "dataset {} was" if len(deleted) == 1 else "datasets {} were"
+    return JobNotWritable(
+        f"SciCat refuses every status of job {job_id}, because its {were.format(names)} deleted",
+        expected="a job whose datasets all exist",
+        found=f"status 404: {answer}"[:200] if answer else f"{len(deleted)} deleted",
+        next_step="nothing can be told in this job any more; archive what is still wanted with a new job",
+    )
 
 
 def _segment(text: str) -> str:

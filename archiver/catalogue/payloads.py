@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from archiver import model as m
+from archiver.catalogue import records
 from archiver.catalogue.modes import perm_of
 from archiver.catalogue.records import Dataset, Job
 from archiver.datablock.manifest import ManifestFile
@@ -21,9 +22,10 @@ from archiver.retrieval import wire as w
 from archiver.text import cut
 
 STARTED = "started"
-ARCHIVED = "datasetOnArchiveDisk"
+ARCHIVED = records.ARCHIVED
 FAILED = "scheduleArchiveJobFailed"
 CONTENT = "missingFilesError"
+STOPPED = "datasetCreated"
 RETRIEVED = "datasetRetrieved"
 NOT_RETRIEVED = "scheduleRetrieveJobFailed"
 """The one failure of a retrieval that SciCat's web UI shows as such."""
@@ -178,14 +180,13 @@ def lifecycle_failed(request: m.FailDatasetRequest, *, archivable: bool) -> Payl
     """Why it was not archived. A stopped dataset is archivable again and says who stopped it."""
     message: Payload = {"job": request.job_id, "when": _now()}
     if request.stopped is not None and request.error is None:
-        status = "datasetCreated"
         message = {
             "summary": cut(f"Archiving was stopped by {request.stopped.who}: {request.stopped.reason}", MAX_TEXT),
             "stoppedBy": request.stopped.who,
             "reason": cut(request.stopped.reason, MAX_TEXT),
             **message,
         }
-        return {"archivable": True, "archiveStatusMessage": status, "archiveReturnMessage": message}
+        return {"archivable": True, "archiveStatusMessage": STOPPED, "archiveReturnMessage": message}
     error = request.error or m.ErrorInfo()
     status = CONTENT if error.kind == "content" else FAILED
     message = {

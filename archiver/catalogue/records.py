@@ -11,6 +11,8 @@ from archiver.catalogue.modes import file_mode
 from archiver.datablock.files import CatalogueFile
 from archiver.errors import CatalogueRecordInvalid
 
+ARCHIVED = "datasetOnArchiveDisk"
+"""archiveStatusMessage of an archived dataset."""
 MAX_SAFE_INTEGER = 2**53
 """Above it SciCat loses precision silently (contract 3.1)."""
 
@@ -114,6 +116,22 @@ class Lifecycle(Record):
     archive_return_message: Any = Field(None, alias="archiveReturnMessage")
     storage_location: Text | None = Field(None, alias="storageLocation")
     retrieve_status_message: Text = Field("", alias="retrieveStatusMessage")
+    retrieve_return_message: Any = Field(None, alias="retrieveReturnMessage")
+
+    @property
+    def is_archived(self) -> bool:
+        """Whether it says that the dataset is archived and can be retrieved."""
+        return self.retrievable and self.archive_status_message == ARCHIVED
+
+    @property
+    def archive_job(self) -> str:
+        """The job that its archive message names; others than we write no such message."""
+        return _job_named(self.archive_return_message)
+
+    @property
+    def retrieved_by_us(self) -> bool:
+        """Whether its retrieve message is one of ours."""
+        return bool(_job_named(self.retrieve_return_message))
 
 
 class Dataset(Record):
@@ -214,6 +232,11 @@ class OrigDatablock(Record):
             next_step="correct the origdatablock, then submit the job again",
             dataset=pid,
         )
+
+
+def _job_named(message: Any) -> str:
+    job = message.get("job") if isinstance(message, dict) else None
+    return job if isinstance(job, str) else ""
 
 
 def _text(value: object) -> str | None:

@@ -25,6 +25,7 @@ from archiver.errors import CatalogueFault, SettingsInvalid
 from archiver.log import SIGNATURE
 from archiver.progress import uncut
 from archiver.settings import SciCatSettings
+from archiver.write_deadline import may_write
 
 RENEW_SHARE = 0.8
 """A token is renewed after this share of its life (contract 4)."""
@@ -215,9 +216,13 @@ class Session:
         headers = {**HEADERS, "Authorization": f"Bearer {token}"} if token else HEADERS
         parts: list[bytes] = []
         size = 0
+        extensions: dict[str, Any] = self._timeout
+        if method != "GET":
+            may_write()
+            extensions = {**self._timeout, "trace": _before_bytes}
         try:
             request = httpx.Request(
-                method, self._base + path, params=params, json=json_body, headers=headers, extensions=self._timeout
+                method, self._base + path, params=params, json=json_body, headers=headers, extensions=extensions
             )
             response = await self._line.handle_async_request(request)
             try:
@@ -320,6 +325,12 @@ class Session:
                 for said in (secret, *escaped, quote(secret, safe="")):
                     text = text.replace(said, "***")
         return SIGNATURE.sub(r"\1***", text).encode("utf-8", "replace").decode()
+
+
+async def _before_bytes(event: str, info: Any) -> None:
+    """Right before head and body of a request that writes: a connection may have been waited for until now."""
+    if event.endswith((".send_request_headers.started", ".send_request_body.started")):
+        may_write()
 
 
 def _sendable(token: str) -> bool:

@@ -57,6 +57,8 @@ class BeginRetrieveJobResult(RetrievePage):
     policy: m.Policy
     destination: Destination
     owner_group: str = ""
+    note: str = ""
+    """As of ``BeginJobResult``."""
 
 
 class FinishRetrieveJobRequest(m.FinishJobRequest):

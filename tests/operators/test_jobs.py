@@ -109,7 +109,11 @@ async def test_jobs_are_chosen(made: Jobs, arguments: list[str], names: list[str
     assert made.names(seen) == names
     assert seen["of"] == len(names)
     text = (await inside(made.system.config, "jobs", *arguments)).out
-    assert text.count("\n") == max(1, len(names)), "a line per job, or one that there is none"
+    reasons = sum("message" in job for job in seen["jobs"])
+    assert text.count("\n") == max(1, len(names)) + reasons, "a line per job, or one that there is none"
+    assert reasons == ("failed" in names and "--failed" in arguments), (
+        "why, where it is known, is told of those that failed"
+    )
     assert "--limit" not in text
     assert ("no such job" in text) is not bool(names)
 

@@ -311,7 +311,7 @@ def test_p5_a_process_that_stood_still_begins_nothing_of_what_it_was_given_meanw
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     clock = [1000.0]
-    monkeypatch.setattr("activities.awake.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("activities.awake.boot_time", lambda: clock[0])
     awake, may_begin = Awake(limit_seconds=5), []
     for seconds in (1, 5, 5.1, 1, 1.1):
         clock[0] += seconds

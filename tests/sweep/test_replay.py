@@ -6,7 +6,7 @@ import pytest
 from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.worker import Replayer
 
-from activities.sweep import DATASETS_PER_SWEEP
+from archiver.model import MAX_FOUND
 from tests.pipeline.conftest import MakeSystem
 from tests.pipeline.moments import until
 from tests.pipeline.system import System
@@ -39,7 +39,7 @@ async def test_p9_sweeps_replay_and_their_histories_grow_by_few_events_for_each_
         events.setdefault(one.workflow_type, []).append(len(history.events))
     assert {kind: len(runs) for kind, runs in events.items()} == {"Sweep": 1, "SweepLeftovers": 2, "SweepDataset": 3}
     without, with_three = sorted(events["SweepLeftovers"])
-    most = len(FINDERS) * DATASETS_PER_SWEEP
+    most = len(FINDERS) * MAX_FOUND
     assert without + most * (with_three - without) / 3 < 4096
 
 

@@ -1,0 +1,344 @@
+"""What a late writer spoiled in SciCat is found and put right: jobs, retrievals and datasets that ended in the last days.
+
+A step that stood still after its request was on the way cannot be kept from writing: SciCat takes it minutes later, over
+what a second attempt or another job wrote. So the sweep compares what SciCat says with what Temporal knows of the end,
+and, for archived datasets, with the bag on the LTS. It writes only what differs: SciCat mails at every update of a job.
+What people wrote by hand is left alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from temporalio import activity
+from temporalio.api.common.v1 import WorkflowExecution as Execution
+from temporalio.api.workflowservice.v1 import GetWorkflowExecutionHistoryReverseRequest
+from temporalio.client import Client, WorkflowExecution, WorkflowExecutionStatus
+
+from activities.catalogue import OUR_WORDS, CatalogueActivities
+from activities.connection import answering
+from activities.retrieve_catalogue import RetrieveCatalogue, retrieved_now
+from activities.running import beating, told_async
+from archiver import model as m
+from archiver.catalogue import payloads
+from archiver.catalogue.admission import is_foreign
+from archiver.catalogue.client import SciCat
+from archiver.catalogue.queries import PAGE
+from archiver.catalogue.records import Dataset, Job, Lifecycle
+from archiver.errors import CatalogueFault, JobNotWritable, UnknownDataset, UnknownJob
+from archiver.retrieval import wire as w
+from archiver.settings import Settings
+from workflows import steps
+from workflows.visible import JOB_ID, MESSAGE, PID, STAGE
+
+ENDED = (WorkflowExecutionStatus.COMPLETED, WorkflowExecutionStatus.FAILED, WorkflowExecutionStatus.CANCELED)
+"""A workflow that ended so has told SciCat, or knows why it could not. One that was terminated has not."""
+TERMINAL = ("finishedSuccessful", "finishedWithDatasetErrors", "finishedUnsuccessful")
+JOB_TOLD: Mapping[str, type[m.FinishJobRequest]] = {
+    steps.FINISH_JOB.name: m.FinishJobRequest,
+    steps.FINISH_RETRIEVE_JOB.name: w.FinishRetrieveJobRequest,
+}
+"""Steps that tell SciCat the end of a job, with what they were asked."""
+RETRIEVAL_TOLD: Mapping[str, type[w.FinishRetrieveRequest | w.FailRetrieveRequest]] = {
+    steps.FINISH_RETRIEVE.name: w.FinishRetrieveRequest,
+    steps.FAIL_RETRIEVE.name: w.FailRetrieveRequest,
+}
+DATASET_TOLD: Mapping[str, type[m.FailDatasetRequest | m.FinishDatasetRequest]] = {
+    steps.FAIL_DATASET.name: m.FailDatasetRequest,
+    steps.FINISH_DATASET.name: m.FinishDatasetRequest,
+}
+NOT_ARCHIVED = (payloads.STARTED, payloads.FAILED, payloads.CONTENT, payloads.STOPPED)
+"""What we write of a dataset that is not archived."""
+ARCHIVED_STAGES = ("archived", "already archived")
+EVENTS, PAGES = 50, 10
+"""Of a history, from its end: what was told last is among its last events."""
+SHOWN = 100
+"""Characters of a status message that are compared with what the job's workflow left in Temporal's list."""
+_SHA256 = re.compile(r"sha256:([0-9a-f]{64})")
+
+logger = logging.getLogger("archiver.sweep")
+
+
+class LateWrites:
+    """On the catalogue queue. Every method may be repeated (P6)."""
+
+    def __init__(
+        self, settings: Settings, scicat: SciCat, archive: CatalogueActivities, retrieve: RetrieveCatalogue
+    ) -> None:
+        self._settings = settings
+        self._scicat = scicat
+        self._archive = archive
+        self._retrieve = retrieve
+
+    def all(self) -> list[Callable[..., Any]]:
+        """The activities."""
+        return [self.compare_ended, self.find_spoiled, self.restore_dataset]
+
+    # --- jobs and retrievals ------------------------------------------------------------------------------------------
+
+    @activity.defn(name="compare-ended")
+    @told_async
+    async def compare_ended(self, request: m.SweepRequest) -> m.ComparedResult:
+        """Compare jobs and retrievals that ended in the last days with what SciCat says of them, and put that right."""
+        done = _Done(dry_run=request.dry_run)
+        async with beating("comparing jobs that ended") as say:
+            for some in _pages(await self._ended("'ArchiveJob', 'RetrieveJob'", lambda row: row.id)):
+                jobs = await self._scicat.some_jobs([_job_id(row) for row in some])
+                for row in some:
+                    done.compared += 1
+                    say(files=done.compared)
+                    job = jobs.get(_job_id(row))
+                    if job is not None and await _differs(row, job):
+                        await self._job(row, done)
+            say(note="comparing retrievals that ended")
+            for some in _pages(await self._ended("'RetrieveDataset'", _pid)):
+                found = await self._scicat.lifecycles([_pid(row) for row in some])
+                for row in some:
+                    done.compared += 1
+                    say(files=done.compared)
+                    lifecycle = found.get(_pid(row))
+                    if lifecycle is not None and _other_retrieval(row, lifecycle):
+                        await self._retrieval(row, done)
+        return m.ComparedResult(compared=done.compared, corrected=done.corrected, lines=done.lines[: m.MAX_SWEPT])
+
+    async def _job(self, row: WorkflowExecution, done: _Done) -> None:
+        client = activity.client()
+        with answering():
+            now = await client.get_workflow_handle(row.id).describe()
+        if now.run_id != row.run_id:
+            return  # it was started again meanwhile
+        try:
+            wrote = await self.tell_again(now, dry_run=done.dry_run)
+        except (UnknownJob, JobNotWritable):
+            return
+        except CatalogueFault as fault:
+            done.say(f"{_job_id(row)}: {fault.one_line()}")
+            return
+        if wrote:
+            done.corrected += 1
+            done.say(
+                f"job {_job_id(row)}: {done.would}told again that it ended as {row.typed_search_attributes[STAGE]}"
+            )
+
+    async def tell_again(self, ended: WorkflowExecution, *, dry_run: bool) -> bool:
+        """Write a job's end once more, as its workflow told it, if SciCat says something else by now in words of ours.
+
+        Returns whether there was anything to write. Raises ``JobNotWritable``, ``UnknownJob``, ``CatalogueFault``.
+        """
+        told = await last_request(activity.client(), ended, JOB_TOLD)
+        if told is None:
+            return False
+        job = await self._scicat.job(told.job_id, lists=False)
+        finish = self._retrieve if isinstance(told, w.FinishRetrieveJobRequest) else self._archive
+        code, message = finish.verdict(told)
+        update = payloads.job_update(code, message)
+        if payloads.job_says(job, update) or not OUR_WORDS.match(job.status_message):
+            return False
+        if not dry_run:
+            if isinstance(told, w.FinishRetrieveJobRequest):
+                await self._retrieve.tell_end(told, run=ended.run_id)
+            else:
+                await self._archive.tell_end(told)
+        return True
+
+    async def _retrieval(self, row: WorkflowExecution, done: _Done) -> None:
+        pid = _pid(row)
+        told = await last_request(activity.client(), row, RETRIEVAL_TOLD)
+        if told is None or pid in await retrieved_now(activity.client()):
+            return
+        if isinstance(told, w.FinishRetrieveRequest):
+            fields = payloads.lifecycle_retrieved(told)
+        else:
+            fields = payloads.lifecycle_retrieve_failed(told)
+        try:
+            if not done.dry_run:
+                await self._scicat.patch_lifecycle(pid, fields)
+        except UnknownDataset:
+            return
+        done.corrected += 1
+        done.say(f"{pid}: {done.would}told again: {fields['retrieveStatusMessage']}")
+
+    # --- datasets -----------------------------------------------------------------------------------------------------
+
+    @activity.defn(name="find-spoiled")
+    @told_async
+    async def find_spoiled(self, request: m.SweepRequest) -> m.FoundLeftovers:
+        """Datasets whose workflow ended in the last days, while SciCat calls them started, or one that was archived not so."""
+        pids: list[str] = []
+        what: list[str] = []
+        async with beating("comparing datasets that ended") as say:
+            ended = await self._ended("'ArchiveDataset'", _pid)
+            for number, some in enumerate(_pages(ended)):
+                say(files=number * PAGE)
+                found = await self._scicat.lifecycles([_pid(row) for row in some])
+                for row in some:
+                    lifecycle = found.get(_pid(row))
+                    if lifecycle is not None and _is_spoiled(row, lifecycle, self._settings):
+                        pids.append(_pid(row))
+                        stage = row.typed_search_attributes.get(STAGE, "?")
+                        what.append(f"SciCat says {lifecycle.archive_status_message!r}, its workflow ended as {stage}")
+        first = m.MAX_FOUND
+        return m.FoundLeftovers(pids=pids[:first], what=what[:first], more=max(0, len(pids) - first))
+
+    @activity.defn(name="restore-dataset")
+    @told_async
+    async def restore_dataset(self, request: m.RestoreRequest) -> m.RestoreResult:
+        """Report a dataset as archived again, if its complete bag, its records and its list of files agree.
+
+        For the sweep, which keeps others from working on the dataset meanwhile. Anything else is left as it is.
+        """
+        async with beating("comparing the bag with SciCat") as say:
+            dataset = await self._scicat.dataset(request.pid)
+            if dataset is None:
+                return m.RestoreResult(what="the dataset is gone")
+            if (why := self._not_to_restore(dataset)) is not None:
+                return m.RestoreResult(what=why)
+            blocks = await self._scicat.datablocks(request.pid)
+            if digest_of((one.archive_id, one.packed_size, _sha256(one.version)) for one in blocks) != request.digest:
+                return m.RestoreResult(what="SciCat's datablocks are not those of its bag: its status stays")
+            files = size = 0
+            async for block in self._scicat.origdatablocks(request.pid):
+                for entry in block.catalogue_files(request.pid):
+                    files, size = files + 1, size + entry.size
+                say(files=files, done_bytes=size)
+            if (files, size) != (request.files, request.size_bytes):
+                return m.RestoreResult(
+                    what=f"SciCat lists {files} files of {size} B, its bag holds {request.files} of {request.size_bytes} B: "
+                    "its status stays"
+                )
+            said = dataset.lifecycle.archive_status_message
+            location = self._settings.archive.storage_location
+            try:
+                await self._scicat.patch_lifecycle(request.pid, payloads.lifecycle_archived(request, location))
+            except UnknownDataset:
+                return m.RestoreResult(what="the dataset is gone")
+        return m.RestoreResult(restored=True, what=f"{payloads.ARCHIVED} again, SciCat said {said!r}")
+
+    def _not_to_restore(self, dataset: Dataset) -> str | None:
+        lifecycle = dataset.lifecycle
+        if is_foreign(lifecycle.storage_location, self._settings.archive):
+            return "the dataset belongs to another archive"
+        if lifecycle.is_archived:
+            return "SciCat calls it archived"
+        if lifecycle.archive_status_message not in NOT_ARCHIVED:
+            return f"its status {lifecycle.archive_status_message!r} is not ours"
+        return None
+
+    # --- what ended ---------------------------------------------------------------------------------------------------
+
+    async def _ended(self, kinds: str, key: Callable[[WorkflowExecution], str]) -> list[WorkflowExecution]:
+        """Of each ``key`` the workflow that ended last, if it ended in the last days, told SciCat, and none runs now."""
+        days = self._settings.sweep.compare_days
+        if not days:
+            return []
+        since = datetime.now(UTC) - timedelta(days=days)
+        query = (
+            f"WorkflowType IN ({kinds}) AND (ExecutionStatus = 'Running' OR CloseTime > '{since:%Y-%m-%dT%H:%M:%SZ}')"
+        )
+        latest: dict[str, WorkflowExecution] = {}
+        async for row in _listed(query):
+            there = latest.get(key(row))
+            if there is None or (row.close_time is None, row.start_time) > (there.close_time is None, there.start_time):
+                latest[key(row)] = row
+        return [row for name, row in latest.items() if name and row.status in ENDED]
+
+
+class _Done:
+    """What was compared and put right."""
+
+    def __init__(self, *, dry_run: bool) -> None:
+        self.dry_run = dry_run
+        self.would = "would be " if dry_run else ""
+        self.compared = 0
+        self.corrected = 0
+        self.lines: list[str] = []
+
+    def say(self, line: str) -> None:
+        logger.info("%s", line)
+        self.lines.append(line[: m.MAX_OUTCOME_MESSAGE])
+
+
+async def last_request(client: Client, ended: WorkflowExecution, kinds: Mapping[str, type[Any]]) -> Any:
+    """What the last of these steps was asked in a workflow that ended, read from the end of its history; None: there is none."""
+    token = b""
+    for _ in range(PAGES):
+        with answering():
+            answer = await client.workflow_service.get_workflow_execution_history_reverse(
+                GetWorkflowExecutionHistoryReverseRequest(
+                    namespace=client.namespace,
+                    execution=Execution(workflow_id=ended.id, run_id=ended.run_id),
+                    maximum_page_size=EVENTS,
+                    next_page_token=token,
+                )
+            )
+        for event in answer.history.events:
+            if event.HasField("activity_task_scheduled_event_attributes"):
+                scheduled = event.activity_task_scheduled_event_attributes
+                if (kind := kinds.get(scheduled.activity_type.name)) is not None:
+                    (request,) = await client.data_converter.decode(list(scheduled.input.payloads), [kind])
+                    return request
+        token = answer.next_page_token
+        if not token:
+            break
+    return None
+
+
+def digest_of(blocks: Iterable[tuple[str, int, str]]) -> str:
+    """One digest over all datablocks of a dataset: archiveId, packed bytes and SHA-256 of each."""
+    rows = sorted(f"{archive_id}\t{packed}\t{sha256}\n" for archive_id, packed, sha256 in blocks)
+    return hashlib.sha256("".join(rows).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+async def _differs(row: WorkflowExecution, job: Job) -> bool:
+    """Whether SciCat says something else of a job than its workflow left in Temporal's list. Read again before it is written."""
+    stage = row.typed_search_attributes.get(STAGE)
+    if stage not in TERMINAL or not OUR_WORDS.match(job.status_message):
+        return False
+    message = str((await row.memo()).get(MESSAGE, ""))
+    return job.status_code != stage or not job.status_message.startswith(message[:SHOWN])
+
+
+def _other_retrieval(row: WorkflowExecution, lifecycle: Lifecycle) -> bool:
+    stage = row.typed_search_attributes.get(STAGE)
+    if stage not in ("retrieved", "failed", "stopped") or not lifecycle.retrieved_by_us:
+        return False
+    return lifecycle.retrieve_status_message != (payloads.RETRIEVED if stage == "retrieved" else payloads.NOT_RETRIEVED)
+
+
+def _is_spoiled(row: WorkflowExecution, lifecycle: Lifecycle, settings: Settings) -> bool:
+    if lifecycle.is_archived or is_foreign(lifecycle.storage_location, settings.archive):
+        return False
+    said = lifecycle.archive_status_message
+    if said not in NOT_ARCHIVED:
+        return False
+    # What is not retrievable was never archived: then only a mark of ours that nobody took back is wrong.
+    archived = row.typed_search_attributes.get(STAGE) in ARCHIVED_STAGES or lifecycle.retrievable
+    return archived or (said == payloads.STARTED and lifecycle.archive_job == row.typed_search_attributes.get(JOB_ID))
+
+
+def _job_id(row: WorkflowExecution) -> str:
+    return row.typed_search_attributes.get(JOB_ID) or ""
+
+
+def _pid(row: WorkflowExecution) -> str:
+    return row.typed_search_attributes.get(PID) or ""
+
+
+def _sha256(version: str) -> str:
+    match = _SHA256.search(version)
+    return match[1] if match else ""
+
+
+def _pages(rows: list[WorkflowExecution]) -> Iterable[list[WorkflowExecution]]:
+    return (rows[start : start + PAGE] for start in range(0, len(rows), PAGE))
+
+
+async def _listed(query: str) -> AsyncIterator[WorkflowExecution]:
+    with answering():
+        async for row in activity.client().list_workflows(query, page_size=1000):
+            yield row

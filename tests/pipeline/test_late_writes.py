@@ -1,0 +1,159 @@
+"""A step that stood still writes to SciCat after its job, and a second job, have ended: nothing stays spoiled (P6)."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from temporalio.client import WorkflowHandle
+
+from archiver import model as m
+from tests.pipeline.conftest import MakeSystem
+from tests.pipeline.frozen import Freeze, Freezer, When
+from tests.pipeline.moments import until
+from tests.pipeline.oracle import assert_archived
+from tests.pipeline.system import System
+from workflows import steps
+
+FILES = {"a.txt": b"text", "b.txt": b"more"}
+SHORT: dict[str, dict[str, Any]] = {
+    "worker": {"heartbeat_timeout_seconds": 5},
+    "slots": {"catalogue": 200},
+    "sweep": {
+        "every_seconds": 0,
+        "leftovers_every_seconds": 0,
+        "lost_after_seconds": 0,
+        "leftovers_after_hours": 0,
+    },
+}
+GOOD = ("begin-job", "begin-dataset", "read-origdatablocks", "register-datablocks", "finish-dataset", "finish-job")
+"""Steps of the catalogue on the way of a dataset that is archived."""
+BAD = ("begin-job", "begin-dataset", "fail-dataset", "finish-job")
+"""Those of one whose files are not there yet."""
+OF_JOBS = ("begin-job", "finish-job")
+
+
+@dataclass
+class Case:
+    """A job with one frozen attempt of a step."""
+
+    freeze: Freeze
+    pid: str
+    job: str
+    handle: WorkflowHandle[Any, m.ArchiveJobResult]
+    good: bool
+    second: str = ""
+    first_code: str = ""
+
+    def __str__(self) -> str:
+        f = self.freeze
+        return f"{'good' if self.good else 'bad'} {f.step} {f.when} request {f.n}, which {f.how or 'has not ended'}"
+
+
+async def sweep(system: System) -> tuple[m.SweepJobsResult, m.SweepLeftoversResult]:
+    """As ``archiver sweep`` does it."""
+    results = []
+    for kind, result in (("Sweep", m.SweepJobsResult), ("SweepLeftovers", m.SweepLeftoversResult)):
+        done = await system.client.execute_workflow(
+            kind, m.SweepRequest(), id=f"test-{secrets.token_hex(4)}", task_queue=steps.WORKFLOWS
+        )
+        results.append(result.model_validate(done))
+    return results[0], results[1]  # type: ignore[return-value]
+
+
+@asynccontextmanager
+async def freezing(freezer: Freezer) -> AsyncIterator[None]:
+    """Whatever happens within the context, nothing stays frozen."""
+    try:
+        yield
+    finally:
+        freezer.let_all_go()
+
+
+async def idle(system: System) -> bool:
+    return (await system.client.count_workflows("ExecutionStatus = 'Running'")).count == 0
+
+
+async def methods_of_steps(system: System, freezer: Freezer) -> dict[str, list[str]]:
+    """What each step of the catalogue sends, seen in one job that archives and one that cannot."""
+    await system.archive(await system.dataset(FILES))
+    await system.archive(await system.dataset(FILES, landed=False))
+    return dict(freezer.methods)
+
+
+async def begun(system: System, freezer: Freezer, step: str, n: int, when: When, *, good: bool) -> Case:
+    """A job whose step is to be frozen."""
+    pid = await system.dataset(FILES, landed=good)
+    job = await system.job(pid)
+    freeze = freezer.add(Freeze(step, job if step in OF_JOBS else pid, n, when))
+    return Case(freeze, pid, job, await system.start_job(job), good)
+
+
+async def test_p6_p2_p3_what_a_frozen_step_writes_to_scicat_after_all_ended_is_right_after_one_sweep(
+    make_system: MakeSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    freezer = Freezer(monkeypatch)
+    system = await make_system(SHORT)
+    async with system.workers(interceptors=[freezer]), freezing(freezer):
+        methods = await methods_of_steps(system, freezer)
+        assert methods.keys() >= {*GOOD, *BAD}
+        cases = [
+            await begun(system, freezer, step, n, when, good=good)
+            for good, names in ((True, GOOD), (False, BAD))
+            for step in names
+            for n, method in enumerate(methods[step])
+            # A request that only reads changes nothing, however late it comes.
+            for when in (("before", "after") if method != "GET" else ("before",))
+        ]
+        for case in cases:
+            case.first_code = (await case.handle.result()).status_code
+            assert case.freeze.held.is_set(), f"{case}: the step came to that request"
+            assert not case.freeze.ended.is_set(), case
+        for case in cases:
+            if not case.good:
+                system.put(case.pid, FILES)
+        # A second job over the dataset, or, every other time, the same job once more.
+        seconds = []
+        for number, case in enumerate(cases):
+            case.second = case.job if number % 2 and not case.good else await system.job(case.pid)
+            seconds.append(await system.start_job(case.second))
+        for case, second in zip(cases, seconds, strict=True):
+            assert (await second.result()).status_code == "finishedSuccessful", case
+        for case in cases:
+            case.freeze.let_go()
+        for case in cases:
+            await asyncio.wait_for(case.freeze.ended.wait(), 60)
+        for case in cases:
+            if case.freeze.when == "before" and methods[case.freeze.step][case.freeze.n] != "GET":
+                assert case.freeze.refused, f"{case}: nothing is sent that was prepared long ago"
+        await until(lambda: idle(system), "nothing runs")
+        spoiled = [str(case) for case in cases if not await right(system, case)]
+        assert spoiled, "the test spoils something: requests that were on the way cannot be stopped"
+        await sweep(system)
+        wrong = [f"{case}: {await state(system, case)}" for case in cases if not await right(system, case)]
+        assert wrong == []
+        mails = len(system.standin.mails)
+        jobs, leftovers = await sweep(system)
+        assert (jobs.corrected, jobs.restarted, leftovers.corrected, leftovers.problems) == (0, 0, 0, [])
+        assert len(system.standin.mails) == mails, "SciCat mails at each update of a job: once is enough"
+        await until(lambda: idle(system), "nothing runs")
+        for case in cases[:: len(cases) // 4]:
+            await assert_archived(system, case.pid, FILES)
+
+
+async def state(system: System, case: Case) -> tuple[object, ...]:
+    """What SciCat says."""
+    lifecycle = await system.lifecycle(case.pid)
+    codes = [(await system.job_record(job))["statusCode"] for job in (case.job, case.second)]
+    return lifecycle["archiveStatusMessage"], lifecycle["retrievable"], lifecycle["archivable"], *codes
+
+
+async def right(system: System, case: Case) -> bool:
+    """Whether SciCat says what is true: the dataset is archived, and each job ended as its last run did."""
+    first = case.first_code if case.second != case.job else "finishedSuccessful"
+    return await state(system, case) == ("datasetOnArchiveDisk", True, False, first, "finishedSuccessful")
