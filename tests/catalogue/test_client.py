@@ -18,7 +18,7 @@ from archiver.catalogue.payloads import Counters
 from archiver.catalogue.queries import PAGE
 from archiver.catalogue.session import QUICK_TRIES
 from archiver.catalogue.standin.app import Account, Fault, StandInSettings
-from archiver.errors import ArchiverError, CatalogueFault, CatalogueRecordInvalid, UnknownJob
+from archiver.errors import ArchiverError, CatalogueFault, CatalogueRecordInvalid, UnknownDataset, UnknownJob
 from cli.servers import free_port
 from tests.catalogue.place import (
     ADMIN,
@@ -419,9 +419,9 @@ async def test_a_counter_that_another_writer_takes_back_is_set_again_and_a_stubb
     assert caught.value.retryable
 
 
-async def test_counters_of_a_dataset_that_is_gone_are_a_fault_that_stays(place: Place) -> None:
+async def test_counters_of_a_dataset_that_is_gone_are_told_as_such_and_not_tried_again(place: Place) -> None:
     async with place.scicat() as scicat:
-        with pytest.raises(CatalogueFault) as caught:
+        with pytest.raises(UnknownDataset) as caught:
             await scicat.patch_counters("un/known", Counters(1, 1, 1, 1))
     assert not caught.value.retryable
 
