@@ -506,6 +506,8 @@ class BridgeSettings(Section):
     """Password of ``username``."""
     max_body_bytes: int = Field(4 * 2**20, ge=1024)
     """A body larger than this is refused (a whole job of 10,000 datasets has 2 MiB)."""
+    head_seconds: float = Field(5, gt=0)
+    """A connection whose request line and headers have not come within this time is closed."""
     body_seconds: float = Field(10, gt=0)
     """A body that has not come within this time is refused."""
     answer_seconds: float = Field(10, gt=0)
@@ -513,7 +515,8 @@ class BridgeSettings(Section):
     unknown_job_seconds: float = Field(1, ge=0)
     """A job that SciCat does not show is asked for again so long: its webhook may be ahead of its database."""
     connections: int = Field(500, ge=1)
-    """Connections at a time; further ones get a 503."""
+    """Requests at a time, of one caller four fifths of them; further ones get a 503. Of half as many
+    connections more, one on which nothing is asked makes room. Health checks are always answered."""
 
     _size = field_validator("max_body_bytes", mode="before")(parse_size)
 

@@ -30,6 +30,7 @@ from archiver.settings import Settings
 from bridge import problems
 from bridge.auth import Guard
 from bridge.body import PostedJob, discard, read_job_id
+from bridge.connections import RequestLimit
 from bridge.health import Health
 from bridge.intake import Intake
 from bridge.problems import BadRequest, problem
@@ -60,12 +61,13 @@ def create_app(settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with SciCat(settings.scicat, transport=Line(settings.scicat)) as scicat:
-            app.state.intake = Intake(settings, scicat, temporal)
+            app.state.intake = intake = Intake(settings, scicat, temporal)
             app.state.health = Health(temporal, scicat)
             beside = [asyncio.create_task(_warm_up(temporal, scicat))]
             if settings.rabbitmq.url is not None:
                 beside.append(asyncio.create_task(consume(settings, app.state.intake.take)))
             yield
+            await intake.finish()
             for task in beside:
                 task.cancel()
             await asyncio.gather(*beside, return_exceptions=True)
@@ -79,6 +81,7 @@ def create_app(settings: Settings) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
     )
+    app.add_middleware(RequestLimit, settings=bridge)
     app.add_middleware(RequestIds)
     _answer_errors(app)
     _describe(app)
@@ -105,7 +108,7 @@ def create_app(settings: Settings) -> FastAPI:
         job_id = request.state.job_id = await read_job_id(request, bridge)
         try:
             async with asyncio.timeout(bridge.answer_seconds):
-                taken = await request.app.state.intake.take(job_id)
+                taken = await request.app.state.intake.take(job_id, wait=False)
         except TimeoutError:
             raise CatalogueFault(
                 f"job {job_id} could not be started in time",
@@ -113,6 +116,9 @@ def create_app(settings: Settings) -> FastAPI:
                 found="no answer",
                 next_step="nothing need be done: the sweep takes it up; GET /health/ready says what is slow",
             ) from None
+        if taken.queued:
+            logger.info("job %s is being started request=%s", job_id, request_id.get())
+            return JSONResponse({"uuid": job_id, "name": taken.workflow_id}, 202)
         when = "ended before" if taken.ended else f"starts at {taken.not_before}" if taken.not_before else "started"
         logger.info("job %s %s request=%s", job_id, when, request_id.get())
         return JSONResponse({"uuid": job_id, "name": taken.workflow_id}, 201)
@@ -136,6 +142,7 @@ def create_app(settings: Settings) -> FastAPI:
 
 _BODY = PostedJob.model_json_schema(by_alias=False) | {"additionalProperties": True}
 _ANSWERS: dict[int | str, str] = {
+    202: "many jobs came at once: this one was read and is being started; the body is that of a 201",
     400: "the body is no JSON",
     401: "no credentials, or wrong ones",
     404: "SciCat knows no such job",
@@ -193,7 +200,7 @@ def _describe(app: FastAPI) -> None:
             parts["schemas"]["Problem"] = problems.SCHEMA
             post = document["paths"]["/api/v1/jobs"]["post"]
             post["security"] = [{"bearer": []}, {"basic": []}]
-            for code in _ANSWERS:
+            for code in _ANSWERS.keys() - {202}:
                 content = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
                 post["responses"][str(code)]["content"] = content
             app.openapi_schema = document

@@ -17,6 +17,7 @@ from archiver.errors import OwnFault
 from archiver.log import configure_logging
 from archiver.settings import Settings
 from bridge.app import create_app
+from bridge.connections import Connections
 
 logger = logging.getLogger("archiver.bridge")
 
@@ -35,14 +36,14 @@ def serve(settings: Settings) -> None:
     bridge = settings.bridge
     config = uvicorn.Config(
         app,
-        http="h11",
+        # uvicorn calls it, as it would call a class.
+        http=Connections(bridge).protocol,  # type: ignore[arg-type]
         ws="none",
         lifespan="on",
         access_log=False,
         log_config=None,
         log_level="warning",
         server_header=False,
-        limit_concurrency=bridge.connections,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=STOP_SECONDS,
     )

@@ -218,7 +218,7 @@ async def test_the_openapi_document_tells_of_the_post_its_errors_and_who_may_cal
         document = (await anybody.get("/openapi.json")).raise_for_status().json()
     post = document["paths"]["/api/v1/jobs"]["post"]
     assert post["security"] == [{"bearer": []}, {"basic": []}]
-    assert set(post["responses"]) == {"201", "400", "401", "404", "408", "413", "422", "503"}
+    assert set(post["responses"]) == {"201", "202", "400", "401", "404", "408", "413", "422", "503"}
     schema = post["requestBody"]["content"]["application/json"]["schema"]
     assert schema["required"] == ["id"]
     assert set(document["paths"]) == {"/api/v1/jobs", "/health/live", "/health/ready"}

@@ -168,7 +168,7 @@ async def test_p2_scicat_is_told_in_this_order_and_nothing_before_it_is_true(
 @pytest.mark.parametrize(
     ("method", "pattern"),
     [
-        pytest.param("PUT", r"/dataset\.json$", id="before the files are read"),
+        pytest.param("PUT", r"/record/[0-9a-f]{64}$", id="before the files are read"),
         pytest.param("PUT", r"\.record\.json$", id="before registration"),
     ],
 )
@@ -288,7 +288,7 @@ async def test_p5_a_staging_bucket_that_refuses_leaves_no_dataset_in_progress(
     system: System, faults: Callable[..., None]
 ) -> None:
     pid = await system.dataset(FILES)
-    faults(S3Fault("PUT", r"/dataset\.json$", times=EVER, status=403))
+    faults(S3Fault("PUT", r"/record/[0-9a-f]{64}$", times=EVER, status=403))
     async with serving(system, SOON):
         result = await system.archive(pid)
     assert result.counts == m.Counts(system_errors=1)
