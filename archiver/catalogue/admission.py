@@ -1,7 +1,7 @@
 """What becomes of a SciCat job: started at once, started later, or refused in words. Those that bring data back: ``retrieve``.
 
 The one place that decides it: the bridge asks before it starts a workflow, and the workflow's first step asks again, so that a
-job started by hand meets the same answer. What a job carries is honoured or refused, never ignored (contract 9.6).
+job started by hand meets the same answer. What a job carries is honoured or refused, never ignored.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from archiver.settings import ArchiveSettings
 LATEST_START = timedelta(days=366)
 """An ``executionTime`` further off than this is taken for a mistake."""
 COPIES = {"one": 1, "two": 2, "1": 1, "2": 2}
-"""``tapeCopies`` as clients write it (contract 1.3)."""
+"""``tapeCopies`` as clients write it."""
 NOT_YET = frozenset({"origDatablocksNotYetCreated", "filesNotYetAvailable", "filesNotReadyYet"})
-"""archiveStatusMessage of datasets whose ingest is not finished (contract 2.4)."""
+"""archiveStatusMessage of datasets whose ingest is not finished."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ from archiver.settings import SciCatSettings
 from archiver.text import name
 
 MAX_BODY_BYTES = 15_000_000
-"""SciCat answers a body over 16 MB with a 500 (contract 3.4)."""
+"""SciCat answers a body over 16 MB with a 500."""
 SMALL_BODY_BYTES = 1_000_000
 """A body that no server or proxy refuses for its size."""
 PAUSE_SECONDS = 1.0
@@ -66,7 +66,7 @@ class SciCat:
     # --- jobs ---------------------------------------------------------------------------------------------------------
 
     async def job(self, job_id: str, *, lists: bool = True) -> Job:
-        """A job by its id. Raises ``UnknownJob`` if SciCat knows none (it says 400, contract 1.2).
+        """A job by its id. Raises ``UnknownJob`` if SciCat knows none (it answers 400).
 
         Without ``lists`` its dataset list is left out, so that a job whose list cannot be read can be told so.
         """
@@ -116,7 +116,7 @@ class SciCat:
         """Submit a job as a user would. Not to be repeated blindly: each success is another job.
 
         Raises ``CatalogueFault``; the job may exist all the same, because SciCat answers with the status of its own
-        webhook (contract 1.8).
+        webhook.
         """
         try:
             _, body = await self._session.call(
@@ -361,7 +361,7 @@ class SciCat:
             there = await self._with_archive_id(payload["archiveId"])
         if not there:
             if fault is not None and size > SMALL_BODY_BYTES:
-                # SciCat says 500 to a body over its limit (contract 3.4), a proxy may just hang up.
+                # SciCat says 500 to a body over its limit, a proxy may just hang up.
                 raise self._session.fault(
                     fault.what,
                     fault.expected or "success",
@@ -394,7 +394,7 @@ class SciCat:
     ) -> list[Document]:
         """All that SciCat counts, each once. A list that is short is read again once, by an account that SciCat knows.
 
-        Lists show the anonymous nothing and say 200; the nested count says 403 to them (contract 3.3, 4).
+        Lists show the anonymous nothing and say 200; the nested count says 403 to them.
         """
         for last in (False, True):
             count = await self._count(pid, what)

@@ -1,6 +1,6 @@
 """Every payload we send to SciCat, made by pure functions; tests hold them against the generated SDK of two versions.
 
-Field names and the strings of archiveStatusMessage are SciCat's own: the web UI derives its tabs from them (contract 2.4).
+Field names and the strings of archiveStatusMessage are SciCat's own: the web UI derives its tabs from them.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ def _full(value: Any) -> Any:
 
 
 def lifecycle_started(job_id: str) -> Payload:
-    """Before anything else: SciCat itself no longer marks a dataset when its job is made (contract 1.8)."""
+    """Before anything else: SciCat itself no longer marks a dataset when its job is made."""
     return {
         "archivable": False,
         "archiveStatusMessage": STARTED,
@@ -271,7 +271,7 @@ class Counters(NamedTuple):
 
 
 def version_text(record: DatablockRecord, format: str) -> str:
-    """SciCat has no field for the datablock's own checksum and level, so they stand in ``version`` (contract 3.1)."""
+    """SciCat has no field for the datablock's own checksum and level, so they stand in ``version``."""
     return f"{format}/1 sha256:{record.sha256} verified:{record.level}"
 
 

@@ -27,7 +27,7 @@ from archiver.storage.lts import Lts
 
 SHOWN = 10
 ROUNDS = 3
-"""Times a dataset's counters and state are put right until it reads back so: SciCat may lose an update (contract 2.6)."""
+"""Times a dataset's counters and state are put right until it reads back so: SciCat may lose an update."""
 HEAD = ("datasetId", "archiveId", "size", "packedSize", "chkAlg")
 """Fields of a record that must be the same; groups and times of making are not compared, they may change."""
 ENTRY = ("size", "chk", "uid", "gid", "perm")

@@ -14,7 +14,7 @@ from archiver.errors import CatalogueRecordInvalid
 ARCHIVED = "datasetOnArchiveDisk"
 """archiveStatusMessage of an archived dataset."""
 MAX_SAFE_INTEGER = 2**53
-"""Above it SciCat loses precision silently (contract 3.1)."""
+"""Above it SciCat loses precision silently."""
 
 
 def _unicode(text: str) -> str:

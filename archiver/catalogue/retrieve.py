@@ -1,7 +1,7 @@
 """What becomes of a SciCat job that brings data back: which files of which datasets go where, or a refusal in words.
 
 The counterpart of ``admission`` for retrieve jobs; what both kinds of job carry is decided there. A name in ``files`` is one of
-the dataset's own list, as SciCat itself demands (contract 1.3): relative, whole, and exactly so. A name with a leading ``/`` or
+the dataset's own list, as SciCat itself demands: relative, whole, and exactly so. A name with a leading ``/`` or
 with the dataset's source folder in front is not guessed at: in two datasets it can mean two files.
 """
 
@@ -120,7 +120,7 @@ def _number(count: int, thing: str) -> str:
 
 
 def destination_of(job: Job, retrieval: RetrievalSettings) -> Destination:
-    """Where the job wants its data, in any of the three spellings (contract 9.4). Raises ``Refused`` if that is not to be had."""
+    """Where the job wants its data, in any of the three spellings. Raises ``Refused`` if that is not to be had."""
     option, chosen, path = (_text(job, name) for name in ("option", "retrieveDestination", "destinationPath"))
     location = _text(job, "location")
     said: dict[str, Destination] = {}

@@ -28,7 +28,7 @@ from archiver.settings import SciCatSettings
 from archiver.write_deadline import may_write
 
 RENEW_SHARE = 0.8
-"""A token is renewed after this share of its life (contract 4)."""
+"""A token is renewed after this share of its life."""
 QUICK_TRIES = 3
 FIRST_PAUSE_SECONDS = 0.3
 CONNECTIONS = 40
@@ -48,7 +48,7 @@ RIGHTS = (
     (r"PATCH .*/datasetlifecycle$", "ADMIN_GROUPS (or UPDATE_DATASET_LIFECYCLE_GROUPS)"),
     (r".*", ADMIN),
 )
-"""Which of SciCat's settings must name a group of our account for which call (contract 1.7, 2.3, 4)."""
+"""Which of SciCat's settings must name a group of our account for which call."""
 
 
 class _Passing(Exception):
@@ -355,12 +355,12 @@ def authorities(ca_file: Path | None) -> ssl.SSLContext:
 
 
 def no_route(body: dict[str, Any]) -> bool:
-    """Whether a 404 is of the address and not of the record (contract 2.1)."""
+    """Whether a 404 is of the address and not of the record."""
     return str(body.get("message")).startswith("Cannot ")
 
 
 def words(body: Any) -> str:
-    """What an error body says, whichever of its four shapes it has (contract 5)."""
+    """What an error body says, whichever of its four shapes it has."""
     if isinstance(body, dict):
         message = body.get("message") or body.get("error") or ""
         body = "; ".join(str(part) for part in message) if isinstance(message, list) else message

@@ -1,4 +1,4 @@
-"""The stand-in SciCat shows every trap of the real one (numbers in comments: scicat-contract.md), and serves well."""
+"""The stand-in SciCat shows every trap of the real one, and serves well."""
 
 from __future__ import annotations
 

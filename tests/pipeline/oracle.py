@@ -1,4 +1,4 @@
-"""The judge of every fault experiment: shares no code with the product (reliability-notes section 5).
+"""The judge of every fault experiment: shares no code with the product.
 
 Each dataset is either ARCHIVED (every source byte in a registered datablock that reads back right, each datablock once,
 status right) or CLEAN (not registered, sources untouched, a terminal status with a message, nothing left behind).

@@ -1,4 +1,4 @@
-"""A stand-in for SciCat's backend: its behaviour at the HTTP edge and its traps (scicat-contract.md), never kinder.
+"""A stand-in for SciCat's backend: its behaviour at the HTTP edge and its traps, never kinder.
 
 For ``archiver dev``, the demo and tests. ``create_app`` makes the ASGI application; ``python -m archiver.catalogue.standin``
 serves it.

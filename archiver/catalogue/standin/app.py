@@ -26,23 +26,23 @@ MAX_BODY = 16 * 2**20
 """Bytes: 16.4 MB are taken, 19 MB are not (MAX_FILE_UPLOAD_SIZE is 16mb)."""
 LARGE = 2**16
 EXACT = 2**53
-"""Integers above it lose their last digits, as all numbers are doubles there (3.1)."""
+"""Integers above it lose their last digits, as all numbers are doubles there."""
 
 Handler = Callable[[StandIn, Request, Any], Awaitable[tuple[int, Any]]]
 
 
 async def login(app: StandIn, request: Request, body: Any) -> tuple[int, Any]:
-    """4."""
+    """By name and password, on each of three paths."""
     return app.login(body)
 
 
 async def old_login(app: StandIn, request: Request, body: Any) -> tuple[int, Any]:
-    """4: answers 201 with an empty body."""
+    """Answers 201 with an empty body."""
     return 201, None
 
 
 async def whoami(app: StandIn, request: Request, body: Any) -> tuple[int, Any]:
-    """4: 200 and an empty body for the anonymous."""
+    """200 and an empty body for the anonymous."""
     account = app.account(request)
     if account is None:
         return 200, None
@@ -51,7 +51,7 @@ async def whoami(app: StandIn, request: Request, body: Any) -> tuple[int, Any]:
 
 
 async def health(app: StandIn, request: Request, body: Any) -> tuple[int, Any]:
-    """5."""
+    """Always well."""
     return 200, {
         "status": "ok",
         "info": {"mongodb": {"status": "up"}},
@@ -98,7 +98,7 @@ def create_app(settings: StandInSettings | None = None) -> Starlette:
     standin = StandIn(settings or StandInSettings())
 
     async def serve(request: Request) -> Response:
-        # Percent-encoded slashes must stay inside a segment, so the raw path is matched (2.1).
+        # Percent-encoded slashes must stay inside a segment, so the raw path is matched.
         path = request.scope.get("raw_path", b"").split(b"?")[0].decode("ascii", "replace") or request.url.path
         answer = await _answer(standin, request, path)
         standin.log.append((request.method, unquote(path), answer.status_code))

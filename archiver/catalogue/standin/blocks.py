@@ -1,4 +1,4 @@
-"""Origdatablocks and datablocks at the stand-in, with lists that stop in silence (numbers: scicat-contract.md)."""
+"""Origdatablocks and datablocks at the stand-in, with lists that stop in silence."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _GROUPS = {"chkAlg": str, "ownerGroup": str, "accessGroups": list, "instrumentGr
 
 
 async def checked_files(listed: list[Any]) -> list[Document]:
-    """3.1: the files, if each is as the DTO says, with the ids that SciCat gives them. Many are looked at in a thread."""
+    """The files, if each is as the DTO says, with the ids that SciCat gives them. Many are looked at in a thread."""
     if not listed:
         raise bad("dataFileList should not be empty")
     return await asyncio.to_thread(_checked, listed) if len(listed) > MANY else _checked(listed)
@@ -50,7 +50,7 @@ def _checked(listed: list[Any]) -> list[Document]:
 
 
 async def create_origdatablock(app: StandIn, request: Request, body: Any) -> tuple[int, Any]:
-    """3.1; 2.6: the dataset's size is then summed over its first 100 blocks only."""
+    """The dataset's size is then summed over its first 100 blocks only."""
     account = app.account(request)
     if account is None:
         raise forbidden()
@@ -79,7 +79,7 @@ def stored_block(fields: Document, dataset: Document | None) -> Document:
 
 
 async def list_blocks(app: StandIn, request: Request, body: Any) -> tuple[int, Any]:
-    """3.3: without rights 200 and an empty list; the anonymous 403, but on master's v3; limits of 100 (v3) and 10 (v4)."""
+    """Without rights 200 and an empty list; the anonymous 403, but on master's v3; limits of 100 (v3) and 10 (v4)."""
     collection, v4 = request.path_params["blocks"], request.path_params["version"] == "v4"
     try:
         query = query_of(request, collection)
@@ -102,14 +102,14 @@ async def list_blocks(app: StandIn, request: Request, body: Any) -> tuple[int, A
 
 
 async def nested_blocks(app: StandIn, request: Request, body: Any) -> tuple[int, Any]:
-    """3.3: no paging, silently stops at 100; 403 without rights."""
+    """No paging, silently stops at 100; 403 without rights."""
     collection = request.path_params["blocks"]
     dataset = dataset_or_404(app, request, collection)
     return 200, app.store.list_of(collection, app.store.heads(collection, dataset["pid"])[:NESTED_LIMIT])
 
 
 async def count_blocks(app: StandIn, request: Request, body: Any) -> tuple[int, Any]:
-    """3.3: the only true number."""
+    """The only true number."""
     collection = request.path_params["blocks"]
     dataset = dataset_or_404(app, request, collection)
     return 200, {"count": len(app.store.counts(collection, dataset["pid"]))}
@@ -123,7 +123,7 @@ async def create_block(app: StandIn, request: Request, body: Any) -> tuple[int, 
 
 
 async def create_nested_datablock(app: StandIn, request: Request, body: Any) -> tuple[int, Any]:
-    """3.1: the nested form has neither datasetId nor groups; 3.5: a duplicate is a 500 here."""
+    """The nested form has neither datasetId nor groups; a duplicate is a 500 here."""
     if request.path_params["blocks"] != "datablocks":
         raise not_found(request)
     for name in ("datasetId", "ownerGroup", "accessGroups", "instrumentGroup"):
@@ -134,7 +134,7 @@ async def create_nested_datablock(app: StandIn, request: Request, body: Any) -> 
 
 
 async def create_datablock(app: StandIn, request: Request, body: Any, *, nested: bool) -> tuple[int, Any]:
-    """3.5: archiveId is unique over all; the dataset's counters lose updates, not being atomic (2.6).
+    """An archiveId is unique over all; the dataset's counters lose updates, not being atomic.
 
     Until 5.2 whoever has groups may register, for any dataset and for none; on master only admins, and the dataset must be there.
     """
@@ -168,7 +168,7 @@ def book(dataset: Document, packed: int, files: int) -> None:
 
 
 async def one_block(app: StandIn, request: Request, body: Any) -> tuple[int, Any]:
-    """GET of a datablock by id returns a wrong document (3.3); DELETE corrects the counters (3.6)."""
+    """GET of a datablock by id returns a wrong document; DELETE corrects the counters."""
     account = app.account(request)
     if account is None:
         raise forbidden()

@@ -1,4 +1,4 @@
-"""Datasets and lifecycles at the stand-in (numbers: scicat-contract.md)."""
+"""Datasets and lifecycles at the stand-in."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ZEROED = ("size", "numberOfFiles", "packedSize")
 
 
 async def create_dataset(app: StandIn, request: Request, body: Any) -> tuple[int, Any]:
-    """2.1: the pid is the server's, or the caller's where it may give one; a property not in the DTO is refused (1.2)."""
+    """The pid is the server's, or the caller's where it may give one; a property not in the DTO is refused."""
     account = app.account(request)
     if account is None:
         raise forbidden()
@@ -106,7 +106,7 @@ async def delete_dataset(app: StandIn, request: Request, body: Any) -> tuple[int
 
 
 async def list_datasets(app: StandIn, request: Request, body: Any) -> tuple[int, Any]:
-    """4: without rights 200 and an empty list on v3, 403 on v4."""
+    """Without rights 200 and an empty list on v3, 403 on v4."""
     account = app.account(request)
     v4 = request.path_params["version"] == "v4"
     if account is None and v4:
@@ -121,7 +121,7 @@ async def list_datasets(app: StandIn, request: Request, body: Any) -> tuple[int,
 
 
 async def patch_dataset(app: StandIn, request: Request, body: Any) -> tuple[int, Any]:
-    """2.3: with plain JSON a datasetlifecycle given here replaces the whole, refilled with defaults.
+    """With plain JSON a datasetlifecycle given here replaces the whole, refilled with defaults.
 
     Until 5.2 every patch, an empty one too, sets those of the ``ZEROED`` counters to 0 that its body does not name.
     """
@@ -151,7 +151,7 @@ def _to_update(app: StandIn, request: Request, *, lifecycle: bool = False) -> Do
 
 
 async def patch_lifecycle(app: StandIn, request: Request, body: Any) -> tuple[int, Any]:
-    """2.3: any subset, flat; null is the default.
+    """Any subset, flat; null is the default.
 
     It reads the whole dataset, merges, and writes the whole: what another call writes between is lost.
     """

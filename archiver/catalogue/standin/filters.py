@@ -43,7 +43,7 @@ _WORDS = frozenset(
 
 
 def query_of(request: Request, collection: str) -> dict[str, Any]:
-    """The ``filter`` parameter, if it names nothing that this list does not know. Raises ``Problem`` (400)."""
+    """The ``filter`` parameter, if it names nothing that this list does not know. Raises ``Problem``."""
     text = request.query_params.get("filter")
     try:
         query = json.loads(text) if text else {}

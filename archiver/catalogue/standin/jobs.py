@@ -1,4 +1,4 @@
-"""Jobs at the stand-in: two shapes, a webhook within, and no memory of transitions (numbers: scicat-contract.md)."""
+"""Jobs at the stand-in: two shapes, a webhook within, and no memory of transitions."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from archiver.catalogue.standin.store import Document, matches, ordered
 
 
 async def create_job(app: StandIn, request: Request, body: Any) -> tuple[int, Any]:
-    """1.2, 1.3, 1.5: v4 or v3 shape; the webhook is called inside, whose failure nobody is told of (1.8)."""
+    """In v4 or v3 shape; the webhook is called inside, whose failure nobody is told of."""
     account = app.account(request)
     if account is None:
         raise forbidden()
@@ -72,7 +72,7 @@ async def create_job(app: StandIn, request: Request, body: Any) -> tuple[int, An
 
 
 def checked_list(app: StandIn, listed: Any) -> list[Document]:
-    """1.3: the job's datasets, of which SciCat finds at most 100, with files of theirs. Else 422, or 400 until 4.27."""
+    """The job's datasets, of which SciCat finds at most 100, with files of theirs. Else 422, or 400 until 4.27."""
     wrong, found, more = wrong_list(listed), [], {}
     if not wrong:
         asked = [entry["pid"] for entry in listed]
@@ -93,7 +93,7 @@ def checked_list(app: StandIn, listed: Any) -> list[Document]:
 
 
 def check_config(app: StandIn, job_type: str, entry: Document, dataset: Document) -> None:
-    """1.8: what the validate action of deploy/scicat/jobConfig.yaml refuses is a 400, before the job is there."""
+    """What the validate action of deploy/scicat/jobConfig.yaml refuses is a 400, before the job is there."""
     wrong = ""
     if job_type == "archive" and entry["files"]:
         wrong = "jobParams.datasetList"
@@ -104,7 +104,7 @@ def check_config(app: StandIn, job_type: str, entry: Document, dataset: Document
 
 
 def check_owner(account: Account, fields: Document) -> None:
-    """1.2: whose the job is. An admin must name someone too; a user names a group of his own."""
+    """Whose the job is. An admin must name someone too; a user names a group of his own."""
     if account.admin:
         if not any(fields.get(name) for name in ("ownerUser", "ownerGroup", "contactEmail")):
             raise Problem(400, {"status": 400, "message": "Invalid new job. Owner or contact should be specified."})
@@ -119,7 +119,7 @@ def no_dataset(pids: list[str]) -> Problem:
 
 
 async def call_webhook(app: StandIn, job: Document) -> None:
-    """1.8: no retry, and ``ignoreErrors``: whoever submits a job is not told that nobody heard of it."""
+    """No retry, and ``ignoreErrors``: whoever submits a job is not told that nobody heard of it."""
     settings = app.settings
     headers = {"Authorization": settings.webhook_auth} if settings.webhook_auth else {}
     with contextlib.suppress(httpx.HTTPError):
@@ -128,7 +128,7 @@ async def call_webhook(app: StandIn, job: Document) -> None:
 
 
 def v3_job(job: Document) -> Document:
-    """1.5."""
+    """The job in the shape of v3."""
     params = dict(job["jobParams"])
     listed = params.pop("datasetList", [])
     return {
@@ -145,7 +145,7 @@ def v3_job(job: Document) -> Document:
 
 
 def job_or_400(app: StandIn, request: Request) -> tuple[Account, Document]:
-    """The caller and the job he may read. An unknown job is a 400, not a 404 (1.2)."""
+    """The caller and the job he may read. An unknown job is a 400, not a 404."""
     account = app.account(request)
     if account is None:
         raise forbidden()
@@ -158,13 +158,13 @@ def job_or_400(app: StandIn, request: Request) -> tuple[Account, Document]:
 
 
 async def get_job(app: StandIn, request: Request, body: Any) -> tuple[int, Any]:
-    """1.1."""
+    """In the shape of its version."""
     _, job = job_or_400(app, request)
     return 200, job if request.path_params["version"] == "v4" else v3_job(job)
 
 
 async def patch_job(app: StandIn, request: Request, body: Any) -> tuple[int, Any]:
-    """1.2: any transition goes, the result object is replaced, and every write runs the update actions again."""
+    """Any transition goes, the result object is replaced, and every write runs the update actions again."""
     caller = app.account(request)
     if caller is None or not (caller.admin or caller.archivemanager):
         raise forbidden()  # SciCat's guards come before all else, and the body before the record
@@ -200,7 +200,7 @@ def check_datasets_are_there(app: StandIn, job: Document) -> None:
 
 
 async def delete_job(app: StandIn, request: Request, body: Any) -> tuple[int, Any]:
-    """1.7: DELETE_JOB_GROUPS; 1.2: a job that is not there is a 400."""
+    """DELETE_JOB_GROUPS; a job that is not there is a 400."""
     account = app.account(request)
     if account is None or not account.admin or not account.deletes:
         raise forbidden()
@@ -210,7 +210,7 @@ async def delete_job(app: StandIn, request: Request, body: Any) -> tuple[int, An
 
 
 async def list_jobs(app: StandIn, request: Request, body: Any) -> tuple[int, Any]:
-    """1.6: v4 limits before it skips; v3 refuses where and limits. Which of the two sorts counts depends on the version."""
+    """In v4 a list is limited before it is skipped, and sorted as its version does; v3 refuses where and limits."""
     account = app.account(request)
     if account is None:
         raise forbidden()

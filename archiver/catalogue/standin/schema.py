@@ -1,4 +1,4 @@
-"""What the stand-in accepts: as strict as the backend, which refuses every property it does not know (1.2)."""
+"""What the stand-in accepts: as strict as the backend, which refuses every property it does not know."""
 
 from __future__ import annotations
 
@@ -154,14 +154,14 @@ def fresh_lifecycle(now: str) -> dict[str, Any]:
 
 
 def check_lifecycle(body: Any) -> dict[str, Any]:
-    """2.3: any subset of the fields, flat; empty, unknown and wrong are 400; null is allowed."""
+    """Any subset of the fields, flat; empty, unknown and wrong are 400; null is allowed."""
     if not isinstance(body, dict) or not body:
         raise bad("body must not be empty")
     return check(body, needed={}, optional=LIFECYCLE)
 
 
 def check_create_job(body: Any, *, v4: bool, types: tuple[str, ...]) -> dict[str, Any]:
-    """1.2 and 1.5: a job in v4 or v3 shape, as the v4 fields that are stored; a v3 one has no owner group yet."""
+    """A job in v4 or v3 shape, as the v4 fields that are stored; a v3 one has no owner group yet."""
     if v4:
         optional: dict[str, Any] = {"ownerUser": str, "ownerGroup": str, "contactEmail": str}
         fields = check(body, needed={"type": str, "jobParams": dict}, optional=optional)
@@ -187,7 +187,7 @@ def check_create_job(body: Any, *, v4: bool, types: tuple[str, ...]) -> dict[str
 
 
 def wrong_list(listed: Any) -> str:
-    """1.3: what is wrong with a job's dataset list, as SciCat says it; "": nothing."""
+    """What is wrong with a job's dataset list, as SciCat says it; "": nothing."""
     if not isinstance(listed, list):
         return "Invalid dataset list"
     if not listed:

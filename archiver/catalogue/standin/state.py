@@ -1,4 +1,4 @@
-"""The stand-in's state, who may read what, and what all its calls share (numbers: scicat-contract.md)."""
+"""The stand-in's state, who may read what, and what all its calls share."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ VERSIONS: tuple[Version, ...] = get_args(Version)
 
 @dataclass
 class Account:
-    """A user. ``admin``: ADMIN_GROUPS, ``archivemanager``: SciCat's classic role for archives (4), ``deletes``: DELETE_GROUPS.
+    """A user. ``admin``: ADMIN_GROUPS, ``archivemanager``: SciCat's classic role for archives, ``deletes``: DELETE_GROUPS.
 
     All others may read what is of their ``groups``.
     """
@@ -78,7 +78,7 @@ class StandIn:
         self.log: list[tuple[str, str, int]] = []
         self.faults: list[Fault] = []
         self.mails: list[tuple[str, str]] = []
-        """Job id and status code of every update: SciCat runs its update actions (mails) at each (1.2, 9.1)."""
+        """Job id and status code of every update: SciCat runs its update actions (mails) at each."""
 
     # --- who ------------------------------------------------------------------------------------------------------------
 
@@ -112,12 +112,12 @@ class StandIn:
         return bool(account.groups) if dataset is None else dataset.get("ownerGroup") in account.groups
 
     def may_read_job(self, account: Account, job: Document) -> bool:
-        """Those who may update any, and who made it or is of its group (1.7)."""
+        """Those who may update any, and who made it or is of its group."""
         mine = job["createdBy"] == account.name or job.get("ownerGroup") in account.groups
         return account.admin or account.archivemanager or mine
 
     def login(self, body: Any) -> tuple[int, Any]:
-        """3 fields that matter, and 201 (4)."""
+        """A token and its life, with 201."""
         account = self.accounts.get(str(body.get("username"))) if isinstance(body, dict) else None
         given = str(body.get("password")) if isinstance(body, dict) else ""
         if account is None or not secrets.compare_digest(account.password.encode(), given.encode("utf-8", "replace")):
@@ -137,7 +137,7 @@ class StandIn:
 
 
 def now() -> str:
-    """ISO 8601 UTC with milliseconds and Z (1.2)."""
+    """ISO 8601 UTC with milliseconds and Z."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
 
 
@@ -152,7 +152,7 @@ def forbidden() -> Problem:
 
 
 def not_found(request: Request) -> Problem:
-    """As the framework says it, also for an unencoded slash in a pid (2.1)."""
+    """As the framework says it, also for an unencoded slash in a pid."""
     text = f"Cannot {request.method} {request.url.path}"
     return Problem(404, {"message": text, "error": "Not Found", "statusCode": 404})
 
