@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from temporalio.client import WorkflowFailureError
+from temporalio.exceptions import ApplicationError
 
 from archiver import model as m
 from archiver.settings import S3Settings
@@ -79,3 +82,22 @@ async def test_a_job_whose_webhook_was_lost_is_started_by_the_sweep(system: Live
 async def finished(system: LiveSystem, job: str) -> dict[str, Any] | None:
     record = await system.job_record(job)
     return record if record["statusCode"].startswith("finished") else None
+
+
+async def test_a_job_one_of_whose_datasets_was_deleted_ends_and_its_other_dataset_is_archived(
+    backend: Backend, system: LiveSystem
+) -> None:
+    pid, deleted = await system.dataset(FILES), await system.dataset(FILES)
+    job = await system.job(pid, deleted)
+    await backend.delete_dataset(deleted)
+    async with system.workers():
+        handle = await system.start_job(job)
+        async with asyncio.timeout(300):
+            with pytest.raises(WorkflowFailureError) as failed:
+                await handle.result()
+        await assert_archived(system, pid, FILES)
+    cause = failed.value.cause
+    assert isinstance(cause, ApplicationError)
+    assert cause.type == "JobNotWritable"
+    assert deleted in cause.message
+    assert (await system.job_record(job))["statusCode"] == "jobSubmitted", "SciCat takes no status of it any more"
