@@ -16,6 +16,8 @@ from archiver import model as m
 from archiver.catalogue.admission import refuse_foreign_type
 from archiver.catalogue.client import SciCat
 from archiver.catalogue.payloads import DATASETS_PER_JOB
+from archiver.catalogue.records import Job
+from archiver.catalogue.retrieve import destination_of
 from archiver.errors import CatalogueFault, SettingsInvalid, UnknownDataset
 from archiver.settings import Settings
 from archiver.text import name
@@ -71,8 +73,15 @@ async def submit(
     """Create SciCat jobs for these datasets as a user would, at most ``DATASETS_PER_JOB`` in each; yields their ids.
 
     ``retrieve``: jobs that bring the datasets back, or of each these ``files``, as links or ``to`` a destination of the settings.
-    Raises ``UnknownDataset`` before anything is made; ``CatalogueFault`` saying which datasets have no job.
+    Raises ``UnknownDataset``, and ``Refused`` for such a destination, before anything is made; ``CatalogueFault`` saying which
+    datasets have no job.
     """
+    if to:
+        # What the job's workflow would refuse is refused before there is a job.
+        destination_of(
+            Job(id="to be made", type=settings.archive.retrieve_job_type, params={"destinationPath": to}),
+            settings.retrieval,
+        )
     groups = await owner_groups(settings, pids, say)
     archive, made = settings.archive, 0
     parts = [pids[start : start + DATASETS_PER_JOB] for start in range(0, len(pids), DATASETS_PER_JOB)]

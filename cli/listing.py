@@ -17,7 +17,7 @@ from archiver.text import cut, keyword
 from cli import queues
 from cli.look import Data, spell
 from cli.queues import queue_of
-from cli.refs import describe, kind_of, name_of
+from cli.refs import describe, is_retrieval, kind_of, name_of
 from workflows.visible import BYTES_TOTAL, JOB_ID, MESSAGE, STAGE, WELL, quoted, size
 
 SHOWN_ERROR = 300
@@ -70,7 +70,10 @@ async def jobs(
         )
     query = query_of(running=running or stuck, failed=failed, since=since)
     paused = [state for state in (await queues.read(client)).values() if state.paused]
-    told: Data = {"paused": [state.as_data() for state in paused]}
+    told: Data = {
+        "paused": [state.as_data() for state in paused],
+        "none": "no such job" if group is not None or since else _none(running, failed, stuck),
+    }
     if stuck:
         return told | await _stuck(client, query, limit)
     if group is not None:
@@ -113,6 +116,13 @@ async def _of_group(client: Client, query: str, group: str, limit: int, failed: 
         found += [row async for row in client.list_workflows(f"{query} AND ScicatJobId IN ({wanted})", rpc_timeout=RPC)]
     latest = await _latest(client, found, failed)
     return {"jobs": [await _told(row, failed) for row in latest[:limit]], "of": len(latest)}
+
+
+def _none(running: bool, failed: bool, stuck: bool) -> str:
+    """What is said where the list is empty."""
+    if stuck:
+        return "no job is stuck"
+    return "no job is under way" if running else "no job failed" if failed else "no job is known"
 
 
 async def _stuck(client: Client, query: str, limit: int) -> Data:
@@ -190,6 +200,7 @@ def _row(row: WorkflowExecution) -> Data:
     ended = row.close_time
     return {
         "job": name_of(row.id),
+        "kind": "retrieve" if is_retrieval(row.id) else "archive",
         "workflow": row.id,
         "state": row.status.name if row.status else "?",
         "stage": row.typed_search_attributes.get(STAGE, "?"),
@@ -206,11 +217,14 @@ def lines(told: Data) -> list[str]:
         f"paused  {state['name']}  by {state['who']} since {state['since'][:16].replace('T', ' ')}: {state['reason']}"
         for state in told["paused"]
     ]
+    if told["jobs"]:
+        rows.append(f"{'job':<36}  {'kind':<8}  {'state':<10}  {'stage':<25}  {'begun (UTC)':<16}  {'for':>12}  size")
     for job in told["jobs"]:
         moved = size(job["size_bytes"]) if job["size_bytes"] else ""
         begun = job["started"][:16].replace("T", " ")
         rows.append(
-            f"{job['job']:<36}  {job['state']:<10}  {job['stage']:<25}  {begun}  {spell(job['seconds']):>12}  {moved}".rstrip()
+            f"{job['job']:<36}  {job['kind']:<8}  {job['state']:<10}  {job['stage']:<25}  {begun}  "
+            f"{spell(job['seconds']):>12}  {moved}".rstrip()
         )
         if job.get("message"):
             rows.append(f"    {job['message']}")
@@ -222,7 +236,7 @@ def lines(told: Data) -> list[str]:
         rows.append(f"{len(told['jobs'])} of {at_most}{told['of']}: --limit shows more")
     if told.get("not_looked_at"):
         rows.append(f"{told['not_looked_at']} workflows were not looked at: there are too many for one look")
-    return rows or ["no such job"]
+    return rows or [told.get("none", "no such job")]
 
 
 def _stuck_lines(stuck: list[Data]) -> list[str]:

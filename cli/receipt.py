@@ -27,6 +27,7 @@ from archiver.storage.open import open_lts
 from archiver.text import joined
 from cli import exits
 from cli.refs import RPC, describe
+from workflows.visible import quoted
 
 Data = dict[str, Any]
 
@@ -172,13 +173,12 @@ async def _in_temporal(settings: Settings, pid: str, recorded: set[Any]) -> list
     """What the histories of the dataset's latest runs say, but for runs that the receipt tells of."""
     client = await connect(settings)
     name = workflow_id("archive-dataset", pid)
-    quoted = name.replace("\\", "\\\\").replace("'", "\\'")
     with answering():
         latest = await describe(client, name)
         if latest is None:
             return []
         # Only a name that is one is asked for in a query: what others do to a server's SQL is not tried.
-        listed = client.list_workflows(f"WorkflowId = '{quoted}'", limit=RUNS, page_size=RUNS, rpc_timeout=RPC)
+        listed = client.list_workflows(f"WorkflowId = '{quoted(name)}'", limit=RUNS, page_size=RUNS, rpc_timeout=RPC)
         runs: list[WorkflowExecution] = [run async for run in listed]
         if latest.run_id not in {run.run_id for run in runs}:  # the list may be a moment behind
             runs.insert(0, latest)

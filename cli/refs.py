@@ -9,8 +9,9 @@ from temporalio.client import Client, WorkflowExecutionDescription
 from temporalio.service import RPCError, RPCStatusCode
 
 from archiver.pids import MAX_WORKFLOW_ID, workflow_id
+from archiver.text import MAX_KEYWORD, keyword
 from cli import exits
-from workflows.visible import PID
+from workflows.visible import PID, quoted
 
 RPC = timedelta(seconds=5)
 KINDS = {
@@ -67,6 +68,9 @@ async def resolve(client: Client, ref: str) -> WorkflowExecutionDescription:
     begun = await _begin_with(client, ref) if SHORTENED.fullmatch(ref) else []
     if len(begun) == 1 and (found := await describe(client, begun[0])) is not None:
         return found
+    # A dataset that was only brought back here, or whose archiving Temporal has forgotten.
+    if not begun and (latest := await _of_dataset(client, ref)) and (found := await describe(client, latest)):
+        return found
     raise exits.NotFound(
         f"nothing is known of {ref[:200]!r}" if not begun else f"{len(begun)} jobs begin with {ref!r}",
         expected="the id of a job that was started, or the pid of one of its datasets",
@@ -87,6 +91,21 @@ async def describe(client: Client, workflow: str, run_id: str | None = None) -> 
         # A name that is too long, or holds what Temporal does not take, names nothing.
         if error.status in (RPCStatusCode.NOT_FOUND, RPCStatusCode.INVALID_ARGUMENT):
             return None
+        raise
+
+
+async def _of_dataset(client: Client, pid: str) -> str:
+    """The dataset's latest retrieval."""
+    if not pid or len(pid) > MAX_KEYWORD:
+        return ""
+    try:
+        listed = client.list_workflows(
+            f"WorkflowType = 'RetrieveDataset' AND DatasetPid = '{quoted(keyword(pid))}'", limit=1, rpc_timeout=RPC
+        )
+        return next(iter([one.id async for one in listed]), "")
+    except RPCError as error:
+        if error.status == RPCStatusCode.INVALID_ARGUMENT:  # the search attributes are missing, or no such name can be
+            return ""
         raise
 
 

@@ -13,13 +13,14 @@ from activities.connection import answering, connect
 from archiver import model as m
 from archiver.pids import workflow_id
 from archiver.settings import Settings
-from archiver.text import cut, joined
+from archiver.text import cut, joined, keyword
 from cli.look import QUERY, Data, left, look, moved, spell
-from cli.refs import resolve
-from workflows.visible import STAGE, size
+from cli.refs import RPC, is_retrieval, pid_of, resolve
+from workflows.visible import JOB_ID, STAGE, quoted, size
 
 SIZES = ("done_bytes", "total_bytes", "size_bytes", "packed_bytes")
 SHOWN_MESSAGE = 400
+SHOWN_RUNS = 10
 SHOWN_OUTCOMES = 50
 """Outcomes that ``status`` prints one by one; ``--json`` has all that the workflow keeps."""
 
@@ -28,15 +29,50 @@ async def describe(settings: Settings, ref: str) -> tuple[str, Data]:
     """What is known of a job, dataset or datablock: for people, and as data. Raises ``NotFound``, ``Unreachable``."""
     client = await connect(settings)
     with answering():
-        found = await look(client, await resolve(client, ref))
+        description = await resolve(client, ref)
+        found = await look(client, description)
+        if found["kind"] == "dataset":
+            found["runs"] = await runs_of(client, pid_of(description))
     found["next"] = next_step(found)
     return joined(lines(found)), found
+
+
+async def runs_of(client: Client, pid: str) -> list[Data]:
+    """The latest runs of a dataset, archiving and bringing back, newest first: a run that changed nothing hides no other."""
+    query = f"WorkflowType IN ('ArchiveDataset', 'RetrieveDataset') AND DatasetPid = '{quoted(keyword(pid))}'"
+    try:
+        rows = [row async for row in client.list_workflows(query, limit=SHOWN_RUNS, rpc_timeout=RPC)]
+    except RPCError as error:
+        if error.status == RPCStatusCode.INVALID_ARGUMENT:  # the search attributes are missing: doctor says so
+            return []
+        raise
+    return [
+        {
+            "workflow": row.id,
+            "kind": "retrieve" if is_retrieval(row.id) else "archive",
+            "job": row.typed_search_attributes.get(JOB_ID, ""),
+            "stage": row.typed_search_attributes.get(STAGE, "?"),
+            "state": row.status.name if row.status else "?",
+            "started": row.start_time.isoformat(timespec="seconds"),
+            "ended": row.close_time.isoformat(timespec="seconds") if row.close_time else None,
+        }
+        for row in rows
+    ]
+
+
+def _run_lines(runs: list[Data]) -> list[str]:
+    rows = []
+    for run in runs:
+        begun, ended = run["started"][:16].replace("T", " "), (run["ended"] or "")[:16].replace("T", " ")
+        until = f"to {ended}" if ended else "under way"
+        rows.append(f"  {run['kind']:<8}  {run['stage']:<16}  {begun} {until} UTC  job {run['job']}")
+    return rows
 
 
 def lines(found: Data) -> list[str]:
     """The tree as lines."""
     if found["kind"] == "dataset":
-        rows = dataset_lines(found, state=True)
+        rows = [*dataset_lines(found, state=True), *_run_lines(found.get("runs", []))]
     elif found["kind"] == "datablock":
         rows = [f"{found['workflow']}  {found['state']}  {datablock_line(found)}", *_trouble(found)]
     else:
@@ -140,6 +176,8 @@ def next_step(found: Data) -> str:
     # Of the dataset that was refused or unknown, a second try says the same.
     if found.get("problem_type") in ("UnknownJob", "ForeignJob"):
         return "see in SciCat which job is meant"
+    if found.get("problem_type") == "Refused" or kinds == {"refused"}:
+        return ""  # the message says what to do; another try is refused too
     if found["state"] in ("FAILED", "TERMINATED", "TIMED_OUT", "CANCELED") or kinds or _stopped(outcomes):
         return f"archiver retry {ref}  does what is missing; what was verified is used again"
     return ""

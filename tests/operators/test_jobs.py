@@ -110,12 +110,16 @@ async def test_jobs_are_chosen(made: Jobs, arguments: list[str], names: list[str
     assert seen["of"] == len(names)
     text = (await inside(made.system.config, "jobs", *arguments)).out
     reasons = sum("message" in job for job in seen["jobs"])
-    assert text.count("\n") == max(1, len(names)) + reasons, "a line per job, or one that there is none"
+    assert text.count("\n") == bool(names) + max(1, len(names)) + reasons, (
+        "a line per job below a header, or one that there is none"
+    )
     assert reasons == ("failed" in names and "--failed" in arguments), (
         "why, where it is known, is told of those that failed"
     )
+    assert text.startswith("job  " if names else "no ")
+    assert {one["kind"] for one in seen["jobs"]} <= {"archive"}
     assert "--limit" not in text
-    assert ("no such job" in text) is not bool(names)
+    assert (" job" in text.splitlines()[0] and text.startswith("no ")) is not bool(names)
 
 
 async def test_what_the_limit_hides_is_told(made: Jobs) -> None:

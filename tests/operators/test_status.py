@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from cli import queues
 from tests.operators.conftest import Run
 from tests.pipeline.conftest import MakeSystem
 from tests.pipeline.moments import dataset_workflow, full_lts, noise, until
+from tests.pipeline.retrieving import retrieve
 from tests.pipeline.system import System
 
 FILES = {"a.bin": noise(2**20, 1)}
@@ -77,6 +79,58 @@ async def test_a_dataset_a_datablock_and_a_workflow_are_named_by_pid_or_id(serve
     text = (await run(served, "status", pid)).stdout
     assert text.startswith(f"archive-dataset/{pid}  COMPLETED")
     assert "1 files in 1 datablocks, verified" in text
+
+
+async def test_a_datasets_runs_are_told_with_their_dates_also_retrievals(served: System, run: Run) -> None:
+    pid = await served.dataset(SMALL)
+    await served.archive(pid)
+    await served.archive(pid)
+    job, _ = await retrieve(served, pid)
+
+    async def listed() -> bool:
+        return (
+            await served.client.count_workflows(f"DatasetPid = '{pid}' AND WorkflowType != 'ArchiveDatablock'")
+        ).count >= 3
+
+    await until(listed, "the list is not behind")
+    text = (await run(served, "status", pid)).stdout
+    seen = [line.split() for line in text.splitlines() if line.startswith(("  archive ", "  retrieve "))]
+    kinds = [(words[0], words[1]) for words in seen]
+    assert kinds == [("retrieve", "retrieved"), ("archive", "already"), ("archive", "archived")]
+    assert seen[0][-1] == job
+    assert all(re.search(r"\d{4}-\d\d-\d\d \d\d:\d\d to \d{4}", " ".join(words)) for words in seen)
+    listing = (await run(served, "jobs")).stdout.splitlines()
+    assert listing[0].split()[:4] == ["job", "kind", "state", "stage"]
+    assert any(line.split()[:2] == [job, "retrieve"] for line in listing)
+
+
+async def test_where_nothing_is_stuck_it_is_said_so(served: System, run: Run) -> None:
+    assert (await run(served, "jobs", "--stuck")).stdout == "no job is stuck\n"
+
+
+async def test_a_destination_outside_the_roots_is_refused_with_its_reason_before_there_is_a_job(
+    served: System, run: Run
+) -> None:
+    pid = await served.dataset(SMALL)
+    before = len(served.standin.store.all("jobs"))
+    ended = await run(served, "retrieve", pid, "--to", "/elsewhere")
+    assert ended.returncode == 6
+    assert "a destination that is not known here" in ended.stderr
+    assert "found    '/elsewhere'" in ended.stderr
+    assert "see retrieval.destinations and retrieval.roots" in ended.stderr
+    assert len(served.standin.store.all("jobs")) == before
+
+
+async def test_what_was_refused_is_not_to_be_tried_again(served: System, run: Run) -> None:
+    pid = await served.dataset(SMALL)
+    job = await served.job(
+        type="retrieve", jobParams={"datasetList": [{"pid": pid, "files": []}], "destinationPath": "/x"}
+    )
+    ended = await run(served, "start", job, "--wait")
+    assert ended.returncode == 1, ended.stderr
+    text = (await run(served, "status", job)).stdout
+    assert "a destination that is not known here" in text
+    assert "archiver retry" not in text
 
 
 async def test_a_paused_queue_is_the_reason_of_what_waits_in_it(served: System, run: Run) -> None:
