@@ -35,6 +35,7 @@ from archiver.errors import (
     UnknownDataset,
 )
 from archiver.pids import pid_path
+from archiver.retrieval import wire as w
 from archiver.settings import Settings
 from archiver.storage.objects import Bucket
 from archiver.storage.staging import Staged, StagingKeys, archive_id
@@ -141,6 +142,7 @@ class CatalogueActivities:
         if told.status_code == code == FINISHED_WELL and request.counts.archived == 0:
             return m.FinishJobResult(status_code=code, message=message)
         await tell_job(self._scicat, request.job_id, payloads.job_update(code, message, result))
+        logger.info("job %s ended, %s: %s", request.job_id, code, message)
         return m.FinishJobResult(status_code=code, message=message)
 
     # --- datasets --------------------------------------------------------------------------------------------------
@@ -344,6 +346,10 @@ class CatalogueActivities:
             await self._scicat.patch_lifecycle(
                 request.pid, payloads.lifecycle_archived(request, self._settings.archive.storage_location)
             )
+        logger.info(
+            "dataset %s archived: %d files, %d bytes in %d datablocks, job %s",
+            *(request.pid, request.files, request.size_bytes, request.datablocks, request.job_id),
+        )
         return m.Done(what=payloads.ARCHIVED)
 
     @activity.defn(name="fail-dataset")
@@ -365,6 +371,7 @@ class CatalogueActivities:
                 await self._scicat.patch_lifecycle(request.pid, fields)
             except UnknownDataset:
                 return m.Done(what="the dataset is gone")
+        log_failed("archived", request)
         return m.Done(what=str(fields["archiveStatusMessage"]))
 
     def _staged(self, pid: str, run: str) -> Staged:
@@ -405,6 +412,14 @@ def same_files(pid: str, now: m.Contents, verified: m.Contents, listed: m.Conten
         next_step="see who changes them; when they are right, submit the job again, and it is planned anew",
         dataset=pid,
     )
+
+
+def log_failed(done: str, request: m.FailDatasetRequest | w.FailRetrieveRequest) -> None:
+    """One line in the log on a dataset that was not ``done``: a warning where the operator, or time, must act."""
+    error, stopped = request.error, request.stopped
+    why = error.message if error is not None else f"stopped by {stopped.who}: {stopped.reason}" if stopped else "?"
+    level = logging.WARNING if error is not None and error.kind == "system" else logging.INFO
+    logger.log(level, "dataset %s not %s, job %s: %s", request.pid, done, request.job_id, why)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -69,7 +70,7 @@ async def connect(settings: Settings, *, runtime: Runtime | None = None, see_nam
         raise Unreachable(
             f"Temporal does not answer at {address}",
             expected="a Temporal frontend",
-            found=str(error)[:200] or "no answer",
+            found=_reason(error),
             next_step="start it, or set TEMPORAL_ADDRESS or temporal.address",
         ) from None
     except RPCError as error:
@@ -84,6 +85,18 @@ async def connect(settings: Settings, *, runtime: Runtime | None = None, see_nam
             f"Temporal at {address} refuses us: {error.message}", next_step="check TLS and API key settings"
         ) from None
     return client
+
+
+def _reason(error: Exception) -> str:
+    """Why there is no connection, out of what the SDK's core prints of its own errors."""
+    told = re.findall(r'(?:message|error): "([^"]+)"', str(error))
+    return (
+        told[-1]
+        if told
+        else "no answer in time"
+        if isinstance(error, TimeoutError)
+        else str(error)[:100] or "no answer"
+    )
 
 
 @contextmanager

@@ -17,7 +17,17 @@ from typing import Any
 from temporalio import activity
 from temporalio.client import Client
 
-from activities.catalogue import GONE, not_before, policy_of, set_in_progress, tell_job, until_told, verdict
+from activities.catalogue import (
+    GONE,
+    log_failed,
+    logger,
+    not_before,
+    policy_of,
+    set_in_progress,
+    tell_job,
+    until_told,
+    verdict,
+)
 from activities.connection import answering
 from activities.running import Beat, beating, in_thread, told_async
 from archiver import model as m
@@ -119,6 +129,7 @@ class RetrieveCatalogue:
             async with beating("making links"):
                 result |= await self._result(request, run)
         await tell_job(self._scicat, request.job_id, payloads.job_update(code, message, result))
+        logger.info("job %s ended, %s: %s", request.job_id, code, message)
         return m.FinishJobResult(status_code=code, message=message)
 
     async def _result(self, request: w.FinishRetrieveJobRequest, run: str) -> payloads.Payload:
@@ -263,6 +274,10 @@ class RetrieveCatalogue:
                 await in_thread(self._target.bucket.put, self._complete(request), complete)
             await self._scicat.patch_lifecycle(request.pid, payloads.lifecycle_retrieved(request))
             await in_thread(self._clean, keys)
+        logger.info(
+            "dataset %s retrieved: %d files, %d bytes, job %s",
+            *(request.pid, request.files, request.size_bytes, request.job_id),
+        )
         return m.Done(what="retrieved")
 
     @activity.defn(name="fail-retrieve-dataset")
@@ -273,6 +288,7 @@ class RetrieveCatalogue:
             with suppress(UnknownDataset):
                 await self._scicat.patch_lifecycle(request.pid, payloads.lifecycle_retrieve_failed(request))
             await in_thread(self._clean, self._keys(request))
+        log_failed("retrieved", request)
         return m.Done(what="not retrieved")
 
     # --- the end of retrieved data -----------------------------------------------------------------------------------

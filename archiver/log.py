@@ -31,6 +31,33 @@ def scrub(text: str) -> str:
     return text
 
 
+class Expected(logging.Filter):
+    """Failures that were raised on purpose are one line without a traceback; those that are a user's or a stop are no warnings.
+
+    The SDK logs each attempt that failed with its traceback, which tells nothing that the message does not.
+    """
+
+    KINDS = frozenset({"ApplicationError", "ActivityError", "ChildWorkflowError", "CancelledError"})
+    """Temporal's failures by their names: this module knows nothing of Temporal."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Always lets it pass."""
+        error = record.exc_info[1] if record.exc_info else None
+        if error is None or type(error).__name__ not in self.KINDS:
+            return True
+        record.exc_info = record.exc_text = None
+        context = getattr(record, "temporal_activity", None) or getattr(record, "temporal_workflow", None)
+        context = context if isinstance(context, dict) else {}
+        step = context.get("activity_type") or context.get("workflow_type") or "step"
+        tried = f", try {context['attempt']}" if "attempt" in context else ""
+        record.msg, record.args = "%s of %s%s: %s", (step, context.get("workflow_id", "?"), tried, error)
+        details = getattr(error, "details", None)
+        kind = details[0].get("kind") if details and isinstance(details[0], dict) else ""
+        if kind in ("content", "refused") or type(error).__name__ == "CancelledError":
+            record.levelno, record.levelname = logging.INFO, "INFO"
+        return True
+
+
 class _Text(logging.Formatter):
     def formatMessage(self, record: logging.LogRecord) -> str:
         # One line a record, whatever names it tells.
@@ -63,6 +90,7 @@ def configure_logging(log_format: Literal["text", "json"]) -> None:
     handler.setFormatter(
         _Json() if log_format == "json" else _Text("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
     )
+    handler.addFilter(Expected())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     for noisy in ("httpx", "botocore", "boto3", "urllib3"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

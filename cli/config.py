@@ -9,11 +9,40 @@ from pydantic import BaseModel
 
 from archiver.settings import Settings, table_of
 
+TEMPORALS = "TEMPORAL_* variables, or the file that they or temporal.config_file name"
+
 
 def shown(settings: Settings) -> tuple[str, dict[str, Any]]:
-    """The settings as TOML and as data, secrets masked."""
+    """The settings in force as TOML and as data, secrets masked.
+
+    Temporal's own environment goes over ours: what wins is shown, with the variable or file that it comes from.
+    """
     data: dict[str, Any] = settings.model_dump(mode="json", exclude_none=True)
-    return tomli_w.dumps(data).rstrip(), data
+    over = _of_temporal(settings)
+    data["temporal"] |= over
+    notes = [
+        f"# temporal.{name} = {value!r} is Temporal's own environment's ({TEMPORALS})" for name, value in over.items()
+    ]
+    return "\n".join([*notes, tomli_w.dumps(data).rstrip()]), data
+
+
+def _of_temporal(settings: Settings) -> dict[str, Any]:
+    """Address and namespace, where Temporal's environment configuration says other ones."""
+    from activities.connection import configured
+
+    config = configured(settings)
+    ours = settings.temporal
+    found = {"address": config["target_host"], "namespace": config["namespace"]}
+    return {name: value for name, value in found.items() if value != getattr(ours, name)}
+
+
+def missing(settings: Settings) -> list[str]:
+    """What no archiver works without and has no default that could be right."""
+    scicat, lts = settings.scicat, settings.lts
+    gaps = [] if scicat.token or scicat.username else ["scicat.token, or scicat.username and scicat.password"]
+    if not ({"root", "bucket"} & lts.model_fields_set):
+        gaps.append("lts.root or lts.bucket.name")
+    return gaps
 
 
 def explained() -> str:

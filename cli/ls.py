@@ -106,8 +106,10 @@ def _problem(row: Data) -> str:
         return str(row["manifest"])
     sizes = {row["scicat_bytes"], row["lts_bytes"], row["packed_bytes"]}
     if len(sizes) > 1:
-        there = f"{row['lts_bytes']} B on the LTS, {row['packed_bytes']} B in its manifest"
-        return f"{name}: {row['scicat_bytes']} B in SciCat, {there}"
+        on_lts = "no such file" if row["lts_bytes"] is None else f"{row['lts_bytes']} B"
+        return (
+            f"{name}: {row['scicat_bytes']} B in SciCat, {on_lts} on the LTS, {row['packed_bytes']} B in its manifest"
+        )
     if row["scicat_files"] != row["files"]:
         return f"{name}: {row['scicat_files']} files in SciCat, {row['files']} in its manifest"
     return ""

@@ -143,11 +143,22 @@ def config_show() -> None:
 
 @config_app.command("check")
 def config_check() -> None:
-    """Check the settings; exit code 2 names each mistake."""
+    """Check the settings; exit code 2 names each mistake, and what must be set and is not."""
+    from archiver.errors import SettingsInvalid
     from archiver.settings import find_file
+    from cli.config import missing
 
-    options.settings()
     path = find_file(options.config)
+    gaps = missing(options.settings())
+    if len(gaps) > 1:
+        raise SettingsInvalid(
+            "nothing is configured",
+            expected=" and ".join(gaps),
+            found=f"neither in {path} nor in the environment" if path else "no settings file, and no such variables",
+            next_step="archiver config schema > archiver.toml  writes a file to fill in",
+        )
+    for gap in gaps:
+        options.say(f"not set: {gap}; whatever needs it does not work here")
     options.out([f"ok: {path or 'defaults and environment'}"], file=str(path) if path else None)
 
 
