@@ -25,7 +25,8 @@ from temporalio.worker import Interceptor, UnsandboxedWorkflowRunner, Worker
 
 from activities.awake import Awake
 from activities.connection import connect
-from activities.queues import GROUPS, Service, parse_queues
+from activities.groups import GROUPS, parse_queues
+from activities.queues import Service
 from archiver.errors import ArchiverError
 from archiver.log import configure_logging
 from archiver.settings import Settings, find_file, load

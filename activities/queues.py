@@ -13,6 +13,7 @@ from typing import Any
 
 from activities.catalogue import CatalogueActivities
 from activities.delete import DeleteActivities
+from activities.groups import LTS_QUEUES
 from activities.late_writes import LateWrites
 from activities.lts import LtsActivities
 from activities.pack import PackActivities
@@ -20,7 +21,7 @@ from activities.retrieve_catalogue import RetrieveCatalogue
 from activities.retrieve_lts import RetrieveLts
 from activities.sweep import JobSweep, LtsSweep, StagingSweep
 from archiver.catalogue.client import SciCat
-from archiver.errors import CatalogueFault, SettingsInvalid, StagingFault
+from archiver.errors import CatalogueFault, StagingFault
 from archiver.settings import Settings
 from archiver.storage.lock import ExclusiveLock
 from archiver.storage.objects import Bucket
@@ -29,29 +30,6 @@ from archiver.storage.open import open_lts
 LOGIN_SECONDS = 20.0
 
 logger = logging.getLogger("archiver.worker")
-
-LTS_QUEUES = ("lts-space", "lts-copy", "lts-verify", "lts-read", "lts-bag", "delete")
-"""Exactly one process each (P12)."""
-
-GROUPS: dict[str, tuple[str, ...]] = {
-    "all": ("workflows", "catalogue", "pack", *LTS_QUEUES),
-    "lts": LTS_QUEUES,
-    "workflows": ("workflows",),
-    "catalogue": ("catalogue",),
-    "pack": ("pack",),
-    **{name: (name,) for name in LTS_QUEUES},
-}
-"""What ``--queues`` takes, and the queues it stands for."""
-
-
-def parse_queues(text: str) -> list[str]:
-    """The queues of a comma-separated list of groups, each once. Raises ``SettingsInvalid`` for an unknown name."""
-    queues: list[str] = []
-    for name in (part.strip() for part in text.split(",")):
-        if name not in GROUPS:
-            raise SettingsInvalid(f"--queues names {name!r}", expected=f"any of {', '.join(GROUPS)}", found=repr(name))
-        queues += [queue for queue in GROUPS[name] if queue not in queues]
-    return queues
 
 
 async def _log_in(scicat: SciCat) -> None:

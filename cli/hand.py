@@ -11,12 +11,9 @@ from typing import Any
 from temporalio.client import Client, WorkflowExecutionDescription, WorkflowExecutionStatus, WorkflowHandle
 from temporalio.service import RPCError, RPCStatusCode
 
-from activities.catalogue import verdict
 from activities.polled import RPC
 from activities.starting import job_workflow_id, start_job
 from archiver import model as m
-from archiver.catalogue import payloads
-from archiver.catalogue.client import SciCat
 from archiver.errors import CatalogueFault, JobNotWritable, Refused, UnknownDataset
 from archiver.retrieval import wire as w
 from archiver.settings import Settings
@@ -86,6 +83,8 @@ async def retry(client: Client, settings: Settings, ref: str, *, reason: str, wh
         if not await _was_abandoned(client, job):
             left_out = await _abandoned(client, job_id, retrieve)
         if left_out:
+            from archiver.catalogue.client import SciCat
+
             async with SciCat(settings.scicat) as scicat:
                 listed = pids or [entry.pid for entry in (await scicat.job(job_id)).datasets]
             pids = [pid for pid in dict.fromkeys(listed) if pid not in left_out]
@@ -268,6 +267,10 @@ async def _terminate(client: Client, found: WorkflowExecutionDescription, stop: 
 
 async def _tell(settings: Settings, found: WorkflowExecutionDescription, pids: list[str], stop: m.StopRequest) -> None:
     """Say in SciCat what a terminated workflow cannot say any more. Raises ``CatalogueFault``."""
+    from activities.catalogue import verdict
+    from archiver.catalogue import payloads
+    from archiver.catalogue.client import SciCat
+
     job_id = found.typed_search_attributes.get(JOB_ID) or name_of(found.id)
     async with SciCat(settings.scicat) as scicat:
         for pid in pids:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from temporalio.client import Client
 
-from activities.queues import parse_queues
+from activities.groups import parse_queues
 from cli import queues
 from cli.look import Data
 

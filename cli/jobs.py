@@ -13,11 +13,6 @@ from temporalio.exceptions import ApplicationError, FailureError, TemporalError,
 from activities.connection import answering
 from activities.starting import job_workflow_id, start_job
 from archiver import model as m
-from archiver.catalogue.admission import refuse_foreign_type
-from archiver.catalogue.client import SciCat
-from archiver.catalogue.payloads import DATASETS_PER_JOB
-from archiver.catalogue.records import Job
-from archiver.catalogue.retrieve import destination_of
 from archiver.errors import CatalogueFault, SettingsInvalid, UnknownDataset
 from archiver.settings import Settings
 from archiver.text import name
@@ -36,6 +31,8 @@ async def owner_groups(settings: Settings, pids: list[str], say: Say) -> dict[st
 
     Raises ``UnknownDataset`` with the names of those that SciCat does not know, after telling each of them.
     """
+    from archiver.catalogue.client import SciCat
+
     slots = asyncio.Semaphore(LOOKS_AT_ONCE)
     async with SciCat(settings.scicat) as scicat:
 
@@ -76,6 +73,11 @@ async def submit(
     Raises ``UnknownDataset``, and ``Refused`` for such a destination, before anything is made; ``CatalogueFault`` saying which
     datasets have no job.
     """
+    from archiver.catalogue.client import SciCat
+    from archiver.catalogue.payloads import DATASETS_PER_JOB
+    from archiver.catalogue.records import Job
+    from archiver.catalogue.retrieve import destination_of
+
     if to:
         # What the job's workflow would refuse is refused before there is a job.
         destination_of(
@@ -114,6 +116,9 @@ async def submit(
 
 async def is_retrieval(settings: Settings, job_id: str) -> bool:
     """Whether SciCat has the job with the type that brings data back. Raises ``UnknownJob``, ``ForeignJob``."""
+    from archiver.catalogue.admission import refuse_foreign_type
+    from archiver.catalogue.client import SciCat
+
     async with SciCat(settings.scicat) as scicat:
         job = await scicat.job(job_id, lists=False)
     retrieval = job.type == settings.archive.retrieve_job_type

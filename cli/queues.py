@@ -23,8 +23,8 @@ from temporalio.api.workflowservice.v1 import (
 from temporalio.client import Client
 from temporalio.service import RPCError, RPCStatusCode
 
+from activities.groups import GROUPS
 from activities.polled import RPC, asking, described, is_paused
-from activities.queues import GROUPS
 from archiver.errors import SettingsInvalid
 from workflows import steps
 

@@ -15,9 +15,6 @@ from activities.connection import answering
 from activities.polled import RPC
 from archiver import model as m
 from archiver import text
-from archiver.catalogue import payloads
-from archiver.catalogue.client import SciCat
-from archiver.catalogue.records import Dataset
 from archiver.pids import workflow_id
 from archiver.retrieval import wire as w
 from archiver.settings import Settings
@@ -83,22 +80,26 @@ async def _followed(handle: WorkflowHandle[Any, w.CheckDatasetResult], say: Say)
 
 async def _judged(settings: Settings, done: w.CheckDatasetResult) -> w.CheckDatasetResult:
     """Of a dataset that the LTS has no bag of: bad if SciCat says that it is archived. Raises ``NotFound`` for any other."""
+    from archiver.catalogue import payloads
+    from archiver.catalogue.client import SciCat
+
     async with SciCat(settings.scicat) as scicat:
         dataset = await scicat.dataset(done.pid)
-    if dataset is not None and dataset.lifecycle.archive_status_message == payloads.ARCHIVED:
+    status = dataset.lifecycle.archive_status_message if dataset is not None else ""
+    if status == payloads.ARCHIVED:
         said = f"SciCat says {payloads.ARCHIVED}, and the LTS has no bag of it"
         return done.model_copy(update={"outcome": "bad", "messages": [said, *done.messages]})
     raise exits.NotFound(
         f"{name(done.pid)} is not in the archive",
         expected="a dataset that was archived here",
         found="no bag on the LTS"
-        + (", and SciCat knows no such dataset" if dataset is None else f", and SciCat says {_status(dataset)}"),
+        + (
+            ", and SciCat knows no such dataset"
+            if dataset is None
+            else f", and SciCat says {status or 'nothing of an archive'}"
+        ),
         next_step="check the pid; archiver archive PID  archives a dataset",
     )
-
-
-def _status(dataset: Dataset) -> str:
-    return dataset.lifecycle.archive_status_message or "nothing of an archive"
 
 
 def lines(done: w.CheckDatasetResult) -> str:

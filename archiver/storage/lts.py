@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from archiver import model as m
 from archiver.datablock.bag import PAYLOAD_MANIFEST, TAG_MANIFEST, read_bag_info, read_manifest_sha256
@@ -21,7 +21,9 @@ from archiver.datablock.manifest import ManifestReader
 from archiver.datablock.verify import VerifyResult
 from archiver.errors import IntegrityMismatch, LtsFault, StagingFault
 from archiver.progress import SILENT, Progress
-from archiver.storage.objects import Buffer
+
+if TYPE_CHECKING:
+    from archiver.storage.objects import Buffer
 
 MARKER = ".archiver-lts.json"
 OWN = ".archiver"

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from archiver import model as m
@@ -43,7 +44,9 @@ from archiver.storage.lts import (
     other_content,
     read_marker,
 )
-from archiver.storage.objects import Buffer
+
+if TYPE_CHECKING:
+    from archiver.storage.objects import Buffer
 
 PROMISE_SECONDS = 3 * 86400
 """A promise of space that nobody took for so long was made by a run that is gone."""

@@ -25,8 +25,8 @@ from temporalio.client import Client, TLSConfig
 from temporalio.service import RPCError, RPCStatusCode
 
 from activities.connection import answering, configured, connect
+from activities.groups import LTS_QUEUES
 from activities.polled import partitions
-from activities.queues import LTS_QUEUES
 from archiver.model import SEARCH_ATTRIBUTES
 from cli.doctor.check import Check, Finding, fail, not_checked, ok, warn
 from cli.doctor.clocks import judged

@@ -7,6 +7,7 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -147,3 +148,43 @@ def test_scicat_of_ones_own_needs_an_account(tmp_path: Path) -> None:
     ended = archiver("dev", "--data-dir", tmp_path / "d", "--scicat-url", "http://127.0.0.1:1", cwd=tmp_path)
     assert ended.returncode == 2
     assert "--scicat-user and --scicat-password" in ended.stderr
+
+
+HEAVY = ("boto3", "obstore", "httpx", "uvicorn", "starlette", "worker", "activities.catalogue")
+"""What takes a command longer to load than to do its work."""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["--version"],
+        ["config", "check"],
+        ["status", "x"],
+        ["jobs"],
+        ["watch", "x"],
+        ["cancel", "x", "--reason", "y"],
+        ["retry", "x"],
+        ["archive", "a/b"],
+        ["verify", "a/b"],
+        ["pause", "--show"],
+        ["health"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_a_command_loads_only_what_it_uses_so_that_it_answers_at_once(tmp_path: Path, arguments: list[str]) -> None:
+    program = (
+        "import sys, cli.main as m\n"
+        f"sys.argv = ['archiver', *{arguments!r}]\n"
+        "code = m.run()\n"
+        f"print(code, *[name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env=environment(TEMPORAL_ADDRESS=f"127.0.0.1:{free_port()}"),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert ended.stderr.splitlines()[-1].split()[1:] == [], ended.stderr

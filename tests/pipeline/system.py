@@ -32,7 +32,7 @@ from temporalio.service import RPCError, RPCStatusCode
 from temporalio.worker import Interceptor
 
 from activities.connection import connect
-from activities.queues import parse_queues
+from activities.groups import parse_queues
 from activities.starting import job_workflow_id
 from archiver import model as m
 from archiver.catalogue.standin.app import Account, StandIn, StandInSettings, Version, create_app

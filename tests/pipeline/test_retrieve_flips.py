@@ -19,7 +19,8 @@ from temporalio import activity
 from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
 
-from activities.queues import Service, parse_queues
+from activities.groups import parse_queues
+from activities.queues import Service
 from archiver import model as m
 from archiver.retrieval import wire as w
 from archiver.retrieval.keys import RetrievalKeys, selection_of

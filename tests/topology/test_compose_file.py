@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from activities.queues import GROUPS, LTS_QUEUES, parse_queues
+from activities.groups import GROUPS, LTS_QUEUES, parse_queues
 from archiver.settings import Settings, load
 from cli.programs import PROGRAMS, ROOT, obtain
 from tests.topology import compose
