@@ -1,19 +1,20 @@
 """The ``archiver`` command: results on standard output, progress and errors on standard error.
 
-Exit codes: 0 done; 1 failed; 2 usage or settings; 3 partly; 4 content error; 5 not found; 6 refused; 7 unreachable;
-8 integrity mismatch; 124 time-out; 130 interrupted (shared/front-door.md).
+Exit codes: ``CODES``.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
+import inspect
 import json
 import logging
 import os
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from archiver.errors import ArchiverError
+from archiver.errors import ArchiverError, SettingsInvalid
 from archiver.names import refuse_other_encodings
 from archiver.text import cut, joined, printable
 from archiver.text import lines as line_by_line
@@ -29,15 +30,59 @@ from archiver.text import lines as line_by_line
 if TYPE_CHECKING:
     from archiver.settings import Settings
 
-app = typer.Typer(
+PANELS = {
+    "Try it": ("demo", "dev"),
+    "Archive and bring back": ("archive", "retrieve", "start"),
+    "See what goes on": ("jobs", "status", "watch"),
+    "Step in": ("cancel", "retry", "abandon", "pause", "resume", "sweep"),
+    "Look after what is archived": ("verify", "ls", "receipt", "rebuild"),
+    "Set up and check": ("setup", "doctor", "health", "config"),
+    "Serve": ("worker", "bridge"),
+}
+"""The commands, in groups, in the order in which ``--help`` shows them."""
+PANEL_OF = {command: panel for panel, commands in PANELS.items() for command in commands}
+CODES = (
+    "Exit codes: 0 done; 1 failed; 2 usage or settings; 3 partly (some datasets failed); 4 content error (the user must act); "
+    "5 not found; 6 refused (rights, state); 7 unreachable (try again); 8 integrity mismatch; 124 time-out; 130 interrupted."
+)
+
+
+class App(typer.Typer):
+    """Commands that also take ``--json`` behind their name, and stand in their group of the help."""
+
+    def command(  # type: ignore[override]
+        self, name: str | None = None, **how: Any
+    ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        """As ``Typer.command``."""
+
+        def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+            @functools.wraps(function)
+            def run(*given: Any, as_json: bool = False, **named: Any) -> Any:
+                options.json = options.json or as_json
+                return function(*given, **named)
+
+            flag = Annotated[bool, typer.Option("--json", help="Print results as JSON.")]
+            signature = inspect.signature(function, eval_str=True)
+            kept = list(signature.parameters.values())
+            more = inspect.Parameter("as_json", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=flag)
+            run.__signature__ = signature.replace(parameters=[*kept, more])  # type: ignore[attr-defined]
+            run.__annotations__ = {one.name: one.annotation for one in (*kept, more)}
+            panel = PANEL_OF.get(name or function.__name__.replace("_", "-"))
+            super(App, self).command(name, rich_help_panel=panel, **how)(run)
+            return function
+
+        return decorate
+
+
+app = App(
     name="archiver",
     help="Moves SciCat datasets to long-term storage, verified, and shows what it does.",
+    epilog=CODES,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-config_app = typer.Typer(help="Show, check and explain the settings.", no_args_is_help=True)
-app.add_typer(config_app, name="config")
+config_app = App(help="Show, check and explain the settings.", no_args_is_help=True)
 
 
 REF = "A job's id (its beginning will do), a dataset's pid, or a workflow's id."
@@ -80,6 +125,14 @@ class Options:
 options = Options()
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib import metadata
+
+        print(f"archiver {metadata.version('scicat-archiver')}")
+        raise typer.Exit
+
+
 @app.callback()
 def before(
     config: Annotated[Path | None, typer.Option("-c", "--config", help="Settings file (TOML).")] = None,
@@ -87,6 +140,9 @@ def before(
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress on standard error.")] = False,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Log what is done on standard error.")] = False,
     no_color: Annotated[bool, typer.Option("--no-color", help="No colours (also: NO_COLOR).")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Tell the version and end.")
+    ] = False,
 ) -> None:
     """Options for every command."""
     options.config, options.json, options.quiet = config, as_json, quiet
@@ -116,6 +172,7 @@ def doctor(
     fix: Annotated[bool, typer.Option("--fix", help="First make what setup makes, but for the LTS marker.")] = False,
     dataset: Annotated[str | None, typer.Option(help="Also see that this dataset's files lie there.")] = None,
     deep: Annotated[bool, typer.Option("--deep", help="Look at the whole LTS, however long it takes.")] = False,
+    problems: Annotated[bool, typer.Option("--problems", help="Show only what is not ok.")] = False,
 ) -> None:
     """Try every right and connection that is needed; say what is missing and what mends it."""
     from cli.doctor import examine, mend, report
@@ -125,7 +182,7 @@ def doctor(
     async def run() -> tuple[str, dict[str, Any]]:
         if fix:
             await mend(settings, options.say)
-        return report(await examine(settings, dataset=dataset, deep=deep))
+        return report(await examine(settings, dataset=dataset, deep=deep), problems=problems)
 
     text, data = asyncio.run(run())
     options.out(text, **data)
@@ -144,7 +201,6 @@ def config_show() -> None:
 @config_app.command("check")
 def config_check() -> None:
     """Check the settings; exit code 2 names each mistake, and what must be set and is not."""
-    from archiver.errors import SettingsInvalid
     from archiver.settings import find_file
     from cli.config import missing
 
@@ -258,7 +314,6 @@ def retrieve(
     wait: Annotated[bool, typer.Option("--wait", help="Follow the jobs to their end.")] = False,
 ) -> None:
     """Create the SciCat job that brings datasets back, or single files of one, as a user would, and start it."""
-    from archiver.errors import SettingsInvalid
     from cli.pid_list import wanted
 
     found = wanted(pids or [], source, options.say)
@@ -598,7 +653,6 @@ def sweep(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, change nothing.")] = False,
 ) -> None:
     """Do now what the schedules do: start jobs that nobody started, clear what terminated runs left."""
-    from archiver.errors import SettingsInvalid
     from cli import sweep as sweeping
 
     if part not in (*sweeping.PARTS, "all"):
@@ -631,12 +685,15 @@ def demo(
 
 
 def _needs_account(scicat_url: str, user: str, password: str) -> None:
-    from archiver.errors import SettingsInvalid
 
     if scicat_url and not (user and password):
         raise SettingsInvalid(
             "--scicat-url needs an account", expected="--scicat-user and --scicat-password", found="one is missing"
         )
+
+
+app.add_typer(config_app, name="config", rich_help_panel=PANEL_OF["config"])
+app.registered_commands.sort(key=lambda one: list(PANEL_OF).index(one.name or one.callback.__name__))  # type: ignore[union-attr]
 
 
 def main() -> None:
@@ -648,7 +705,7 @@ def main() -> None:
 
 def run() -> int:
     """One command; its exit code. The one place where errors become four lines: no traceback meets an operator."""
-    from cli.exits import exit_code
+    from cli import exits
 
     try:
         try:
@@ -660,9 +717,13 @@ def run() -> int:
             with contextlib.suppress(OSError):
                 print(json.dumps({"version": 1, "error": error.as_data()}), flush=True)
         print(error.lines(), file=sys.stderr)
-        return exit_code(error)
+        return exits.exit_code(error)
     except SystemExit as end:
-        return end.code if isinstance(end.code, int) else int(end.code is not None)
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        if code == exits.USAGE and "--json" in sys.argv:
+            told = SettingsInvalid("wrong usage", expected="see standard error", next_step="archiver COMMAND --help")
+            print(json.dumps({"version": 1, "error": told.as_data()}), flush=True)
+        return code
     except BrokenPipeError:  # whoever read us has seen enough
         return 0
     except KeyboardInterrupt:

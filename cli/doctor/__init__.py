@@ -45,10 +45,11 @@ async def mend(settings: Settings, say: Say) -> None:
         say(f"not mended: {error.one_line()}")
 
 
-def report(results: list[Result]) -> tuple[str, dict[str, Any]]:
-    """For people, and for ``--json``."""
+def report(results: list[Result], *, problems: bool = False) -> tuple[str, dict[str, Any]]:
+    """For people, and for ``--json``; with ``problems`` only what is not ok, but the counts of all."""
     counts = Counter(result.finding.outcome for result in results)
-    width = max(len(result.check.name) for result in results)
+    results = [result for result in results if not problems or result.finding.outcome is not Outcome.OK]
+    width = max((len(result.check.name) for result in results), default=0)
     lines = []
     for result in results:
         line = f"{result.finding.outcome:<11}  {result.check.name:<{width}}  {result.finding.found}"

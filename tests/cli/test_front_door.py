@@ -14,7 +14,7 @@ import pytest
 
 from activities.connection import Unreachable
 from archiver import errors, model
-from cli import exits, jobs
+from cli import exits, jobs, main
 from cli.servers import free_port
 from tests.cli.running import archiver, command, environment
 from tests.spawn import spawn
@@ -104,6 +104,44 @@ def test_errors_are_json_where_json_is_asked_for(tmp_path: Path) -> None:
     assert "nonsense" in told["error"]["message"]
 
 
+def test_json_may_stand_behind_the_command_and_errors_have_their_four_parts(tmp_path: Path) -> None:
+    ended = archiver("start", "nonsense", "--json", cwd=tmp_path)
+    told = json.loads(ended.stdout)["error"]
+    assert {key: told[key] for key in ("error", "expected", "found")} == {
+        "error": "'nonsense' is no job id",
+        "expected": "the UUID of a SciCat job",
+        "found": "'nonsense'",
+    }
+    assert set(told) == {"type", "message", "error", "expected", "found", "next"}
+    assert json.loads(archiver("config", "show", "--json", cwd=tmp_path).stdout)["settings"]
+
+
+def test_wrong_usage_is_json_too_where_json_is_asked_for(tmp_path: Path) -> None:
+    ended = archiver("stauts", "x", "--json", cwd=tmp_path)
+    assert ended.returncode == 2
+    assert json.loads(ended.stdout)["error"]["next"]
+    assert "Did you mean" in ended.stderr
+
+
+def test_the_help_has_groups_in_order_and_tells_the_exit_codes(tmp_path: Path) -> None:
+    text = archiver("--help", cwd=tmp_path, COLUMNS="200").stdout
+    places = [text.index(panel) for panel in main.PANELS]
+    assert places == sorted(places)
+    for command_ in main.PANEL_OF:
+        assert re.search(rf"^.? {command_} ", text, re.MULTILINE), command_
+    assert "8 integrity mismatch" in " ".join(text.split())
+
+
+def test_the_version_is_told(tmp_path: Path) -> None:
+    assert re.fullmatch(r"archiver \d+\.\d+\S*\n", archiver("--version", cwd=tmp_path).stdout)
+
+
+def test_what_the_sdk_prints_of_its_own_errors_is_told_in_words(tmp_path: Path) -> None:
+    ended = archiver("status", "x", cwd=tmp_path, TEMPORAL_ADDRESS=f"127.0.0.1:{free_port()}")
+    assert "found    Connection refused\n" in ended.stderr
+    assert "tonic" not in ended.stderr
+
+
 def test_an_unforeseen_error_meets_nobody_as_a_traceback(tmp_path: Path) -> None:
     with Path("/dev/full").open("w") as full:
         ended = subprocess.run(
@@ -177,7 +215,8 @@ def test_a_command_loads_only_what_it_uses_so_that_it_answers_at_once(tmp_path: 
         "import sys, cli.main as m\n"
         f"sys.argv = ['archiver', *{arguments!r}]\n"
         "code = m.run()\n"
-        f"print(code, *[name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)\n"
+        f"print(code, *[name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr, flush=True)\n"
+        "import os; os._exit(0)\n"
     )
     ended = subprocess.run(
         [sys.executable, "-c", program],

@@ -117,7 +117,26 @@ def test_a_misspelt_environment_variable_is_refused(tmp_path: Path) -> None:
     assert "environment variable ARCHIVER_LTS__ROOOT is no setting" in checked.stderr
 
 
-def test_the_variables_of_the_servers_are_no_settings_and_no_mistakes(tmp_path: Path) -> None:
+def test_nothing_configured_is_not_ok_and_what_is_missing_is_named(tmp_path: Path) -> None:
+    checked = archiver("config", "check", cwd=tmp_path)
+    assert checked.returncode == 2
+    assert checked.stderr.startswith("error    nothing is configured\nexpected scicat.token, or scicat.username")
+    assert "lts.root or lts.bucket.name" in checked.stderr
+    some = archiver("config", "check", cwd=tmp_path, ARCHIVER_SCICAT__TOKEN="t")
+    assert some.returncode == 0
+    assert "not set: lts.root or lts.bucket.name" in some.stderr
+
+
+def test_show_tells_what_temporals_own_environment_overrides(good: Path, tmp_path: Path) -> None:
+    more = {"TEMPORAL_ADDRESS": "temporal.example:7233", "TEMPORAL_NAMESPACE": "archive"}
+    shown = json.loads(archiver("--json", "config", "show", cwd=tmp_path, **more).stdout)["settings"]["temporal"]
+    assert (shown["address"], shown["namespace"]) == ("temporal.example:7233", "archive")
+    text = archiver("config", "show", cwd=tmp_path, **more).stdout
+    assert "# temporal.address = 'temporal.example:7233' is Temporal's own environment's" in text
+    assert tomllib.loads(text)["temporal"]["address"] == "temporal.example:7233"
+
+
+def test_the_variables_of_the_servers_are_no_settings_and_no_mistakes(good: Path, tmp_path: Path) -> None:
     given = {"ARCHIVER_TEMPORAL_BIN": "/bin/true", "ARCHIVER_VERSITYGW_BIN": "/bin/true", "ARCHIVER_CACHE_DIR": "/tmp"}
     assert archiver("config", "check", cwd=tmp_path, **given).returncode == 0
 
