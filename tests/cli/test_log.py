@@ -71,12 +71,12 @@ def test_a_name_begins_no_line_of_its_own_and_steers_no_terminal() -> None:
 
 async def test_each_dataset_and_each_job_that_ends_is_a_line(served: System, caplog: pytest.LogCaptureFixture) -> None:
     good, bad = await served.dataset({"a.txt": b"text"}), await served.dataset({"a.txt": b"text"}, landed=False)
-    with caplog.at_level(logging.INFO, "archiver.activities"):
+    with caplog.at_level(logging.INFO, "archiver.catalogue"):
         result = await served.archive(good, bad)
         lines: list[str] = []
 
         async def told() -> bool:
-            lines[:] = [record.getMessage() for record in caplog.records if record.name == "archiver.activities"]
+            lines[:] = [record.getMessage() for record in caplog.records if record.name == "archiver.catalogue"]
             return len([line for line in lines if result.job_id in line]) >= 3
 
         await until(told)
