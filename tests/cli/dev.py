@@ -16,7 +16,6 @@ import psutil
 from botocore.config import Config
 
 from tests.cli.running import archiver, command, environment
-from tests.spawn import spawn
 
 START_SECONDS = 300
 
@@ -32,7 +31,7 @@ class Dev:
     def launch(self, *arguments: str, **more: str) -> subprocess.Popen[str]:
         """Begin to start it."""
         with (self.folder / "said.txt").open("a") as said:
-            self.process = spawn(
+            self.process = subprocess.Popen(
                 command("dev", "--data-dir", self.data, *arguments),
                 cwd=self.folder,
                 env=environment(**more),

@@ -9,8 +9,11 @@ from pathlib import Path
 
 from cli.programs import ROOT
 from cli.servers import clean_environment
+from tests.forking import run
 
 SECONDS = 300
+AT_START = ("PYTHON", "LC_", "LANG")
+"""Variables that an interpreter heeds when it starts, and a forked one never."""
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -28,6 +31,10 @@ def command(*arguments: object) -> list[str]:
 
 def archiver(*arguments: object, cwd: Path, **more: str) -> subprocess.CompletedProcess[str]:
     """``archiver ARGUMENTS`` in ``cwd`` with ``more`` in its environment, run to its end."""
-    return subprocess.run(
+    words = [str(argument) for argument in arguments]
+    forked = None
+    if not any(name.startswith(AT_START) for name in more):
+        forked = run("cli.main:run", words, cwd=cwd, env=environment(**more), seconds=SECONDS)
+    return forked or subprocess.run(
         command(*arguments), cwd=cwd, env=environment(**more), capture_output=True, text=True, timeout=SECONDS
     )

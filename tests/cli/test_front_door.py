@@ -17,7 +17,6 @@ from archiver import errors, model
 from cli import exits, jobs, main
 from cli.servers import free_port
 from tests.cli.running import archiver, command, environment
-from tests.spawn import spawn
 
 
 @pytest.mark.parametrize(
@@ -171,7 +170,7 @@ def test_ctrl_c_is_130(tmp_path: Path) -> None:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         more = environment(TEMPORAL_ADDRESS=f"127.0.0.1:{silent.getsockname()[1]}")
-        running = spawn(
+        running = subprocess.Popen(
             command("status", "x"), cwd=tmp_path, env=more, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
         silent.settimeout(60)

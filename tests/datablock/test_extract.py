@@ -20,6 +20,7 @@ from archiver import errors
 from archiver.datablock import extract as extracting
 from archiver.datablock.extract import Extracted, extract, extract_files, pass_through, select
 from archiver.datablock.manifest import ManifestReader
+from tests.counts import often
 from tests.datablock.extracting import MEMBER_BYTES, Sink, Source, hand_on, nothing, take, take_all
 from tests.datablock.making import packed
 
@@ -183,7 +184,7 @@ trees = st.dictionaries(
 ).filter(lambda files: not any(f"{path}/" == other[: len(path) + 1] for path in files for other in files))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=often(60), deadline=None)
 @given(trees, st.sampled_from(FORMATS), st.integers(500, 200_000), st.randoms(use_true_random=False))
 def test_what_comes_out_is_what_tarfile_sees(
     files: dict[str, bytes], format: str, chunk: int, rng: random.Random

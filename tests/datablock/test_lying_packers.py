@@ -26,6 +26,7 @@ from archiver.datablock import pack as pack_module
 from archiver.datablock import tar
 from archiver.datablock.files import PlannedFile
 from archiver.datablock.verify import verify
+from tests.counts import often
 from tests.datablock.making import TIME, packed
 
 RNG = random.Random(11)
@@ -287,7 +288,7 @@ def test_no_manifest_makes_the_verifier_stumble_instead_of_answering() -> None:
     data, making = packed(FILES)
     rng = random.Random(3)
     values: list[Any] = [None, -1, 0, 2**70, 1.5, "x", [], {}, [1], True, "\ud800"]
-    for _ in range(300):
+    for _ in range(often(300)):
 
         def spoil(lines: list[dict[str, Any]]) -> None:
             line = rng.choice(lines)

@@ -26,6 +26,7 @@ from archiver.datablock.manifest import ManifestReader
 from archiver.datablock.members import gzip_member
 from archiver.datablock.pack import pack
 from archiver.progress import Silent
+from tests.counts import often
 from tests.datablock.making import TIME, catalogue, packed, planned, source
 
 RNG = random.Random(20261124)
@@ -109,7 +110,7 @@ name_strategy = st.text(
 ).filter(lambda name: name not in (".", "..") and len(name.encode()) <= 255)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=often(150), deadline=None)
 @given(
     st.lists(name_strategy, min_size=1, max_size=6).map("/".join),
     st.integers(0, 2**40),
@@ -311,7 +312,7 @@ def test_p5_a_stop_ends_packing_at_the_next_chunk_and_closes_the_source() -> Non
     assert (opened, closed) == (["0"], [True])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=often(60), deadline=None)
 @given(st.binary(max_size=300_000), st.booleans())
 def test_a_gzip_member_is_what_gzip_reads_and_never_grows_much(data: bytes, noisy: bool) -> None:
     data = random.Random(len(data)).randbytes(len(data)) if noisy else data

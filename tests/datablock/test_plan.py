@@ -12,6 +12,7 @@ from archiver import errors
 from archiver.datablock.files import CatalogueFile, SourceFile, path_key
 from archiver.datablock.plan import Plan, make_plan, merge_sorted
 from archiver.progress import Silent
+from tests.counts import often
 from tests.datablock.making import TIME, catalogue, limits, planned, source
 
 FILES = {"a.dat": b"1", "b/c.dat": b"22", "b/d.dat": b"333"}
@@ -171,7 +172,7 @@ def test_the_same_plan_has_the_same_id_and_any_difference_another() -> None:
     assert len({base, *others}) == 5
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=often(100), deadline=None)
 @given(
     st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=6), unique=True), st.integers(1, 4)
 )

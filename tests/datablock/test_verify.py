@@ -21,6 +21,7 @@ from archiver.datablock.verifier import VerifierProcess
 from archiver.datablock.verify import verify
 from archiver.direct_io import PastCacheReader
 from archiver.progress import Silent
+from tests.counts import often
 from tests.datablock.making import packed
 
 RNG = random.Random(7)
@@ -51,7 +52,7 @@ def test_a_good_datablock_verifies(block: tuple[bytes, bytes]) -> None:
 def test_every_single_bit_flip_is_found(block: tuple[bytes, bytes]) -> None:
     data, manifest = block
     rng = random.Random(SEED)
-    for _ in range(120):
+    for _ in range(often(120)):
         at, bit = rng.randrange(len(data)), 1 << rng.randrange(8)
         damaged = bytearray(data)
         damaged[at] ^= bit
@@ -103,7 +104,7 @@ def test_another_valid_datablock_is_found() -> None:
 def test_a_damaged_manifest_is_never_good(block: tuple[bytes, bytes]) -> None:
     data, manifest = block
     rng = random.Random(SEED)
-    for _ in range(60):
+    for _ in range(often(60)):
         damaged = bytearray(manifest)
         # Bytes 3 to 9 of a gzip header are flags, time and system: some of their bits say nothing of the content.
         damaged[rng.choice([rng.randrange(3), rng.randrange(10, len(manifest))])] ^= 1 << rng.randrange(8)

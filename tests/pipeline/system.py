@@ -43,6 +43,7 @@ from cli import jobs
 from cli.programs import ROOT
 from cli.servers import Child, clean_environment, free_port
 from cli.setup import set_up
+from tests.forking import ForkedChild
 from worker import serving
 
 USER, PASSWORD = "archiver", "pa55-" + secrets.token_hex(8)
@@ -192,7 +193,8 @@ class System:
         name = f"worker-{len(self.children)}"
         config = self.write_settings(f"{name}.toml", overrides)
         command = [sys.executable, str(ROOT / "worker.py"), "-c", str(config), "--queues", queues]
-        child = Child(name, command, self.folder / f"{name}.log", clean_environment())
+        log = self.folder / f"{name}.log"
+        child = ForkedChild(name, command, log, clean_environment(), python="worker:main")
         self.children.append(child)
         child.start()
         if wait:

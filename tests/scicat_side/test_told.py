@@ -15,6 +15,7 @@ from activities.catalogue import verdict
 from archiver import model as m
 from archiver.catalogue import payloads
 from archiver.catalogue.standin.state import Fault
+from tests.counts import often
 from tests.pipeline.moments import until
 from tests.pipeline.system import System
 
@@ -48,7 +49,7 @@ ENDS = st.builds(
 
 
 @given(ENDS)
-@hypothesis_settings(max_examples=100, deadline=None, database=None)
+@hypothesis_settings(max_examples=often(100), deadline=None, database=None)
 def test_a_jobs_end_is_one_line_that_users_can_read_to_its_end(request: m.FinishJobRequest) -> None:
     code, message = verdict(request)
     assert code in ("finishedSuccessful", "finishedWithDatasetErrors", "finishedUnsuccessful")
