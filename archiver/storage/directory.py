@@ -212,7 +212,7 @@ class DirectoryLanding:
         try:
             now = os.fstat(descriptor)
             if _version(now) != file.version:
-                raise self._changed(file, f"{now.st_size} B in another version")
+                raise self._changed(file, f"{now.st_size} B in version {_version(now)}")
             left = file.size
             while left:
                 chunk = os.read(descriptor, min(READ_BYTES, left))
@@ -226,7 +226,7 @@ class DirectoryLanding:
         finally:
             os.close(descriptor)
         if left or _version(now) != file.version:
-            raise self._changed(file, f"{now.st_size} B in another version")
+            raise self._changed(file, f"{now.st_size} B in version {_version(now)}")
 
     def _open(self, root: int, file: PlannedFile) -> int:
         check_path(file.path)
@@ -270,7 +270,7 @@ class DirectoryLanding:
         try:
             found = os.fstat(descriptor)
             if _content(found) != (int(file.version.split(":")[0]), file.size):
-                raise self._changed(file, f"{found.st_size} B in another version")
+                raise self._changed(file, f"{found.st_size} B in version {_version(found)}")
             believed = self._settings.delete_check == "version" and self.certain(file.version)
             if not (believed and _version(found) == file.version):
                 digest = hashlib.sha256()
@@ -326,7 +326,7 @@ class DirectoryLanding:
             f"file {file.path!a} in {self.where} changed or vanished after the dataset was planned",
             expected=f"{file.size} B in version {file.version}",
             found=found,
-            next_step="let the files rest, then submit the job again",
+            next_step="let the files rest, then submit the job again; if nobody writes them, archiver doctor tries the mount",
             file=ascii(file.path),
         )
 
