@@ -253,6 +253,8 @@ class DirectoryLanding:
         try:
             return sum(removal.remove(file, sha256) for file, sha256 in files)
         except OSError as error:
+            if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise self._no_right(error) from None
             raise self._fault(error) from None
         finally:
             removal.close()
@@ -349,6 +351,16 @@ class DirectoryLanding:
             file=name,
         )
 
+    def _no_right(self, error: OSError) -> SourceFault:
+        """Not retried: the dataset is archived and reported, and its job's end is not to wait for somebody's rights."""
+        return SourceFault(
+            f"source files in {self.where} cannot be removed: {error.strerror}",
+            expected="folders that this user may write to, and files that it may read",
+            found=f"errno {error.errno}" + (f" at {ascii(error.filename)[:200]}" if error.filename else ""),
+            next_step="remove them by hand; for the next datasets let the user of the queue delete write there",
+            retryable=False,
+        )
+
     def _fault(self, error: OSError) -> SourceFault:
         return SourceFault(
             f"{self.where} cannot be read: {error.strerror}",
@@ -442,6 +454,9 @@ class _Removal:
             return
         self.close()
         self._parent, self._below = _folder(self._root, below), below
+        if not os.access(b".", os.W_OK | os.X_OK, dir_fd=self._parent, effective_ids=True):
+            # Before the files are read.
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path_text(below))
         with os.scandir(self._parent) as entries:
             names = [name for entry in entries if (name := entry_bytes(entry)).startswith(REMOVING)]
         self._left_over = {name.rpartition(b".")[2]: name for name in names}
