@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-REFUSED = """
+FILTER = """
 import ctypes, platform, struct, sys
 number, answer = 437, int(sys.argv[1])
 # if the call is openat2: an error, else: allowed (seccomp(2); a filter of containers in four instructions)
@@ -20,7 +20,10 @@ class Program(ctypes.Structure):
 program = Program(len(code), ctypes.addressof(steps))
 libc = ctypes.CDLL(None, use_errno=True)
 assert libc.prctl(38, 1, 0, 0, 0) == 0 and libc.prctl(22, 2, ctypes.byref(program), 0, 0) == 0, ctypes.get_errno()
+"""
+"""What refuses ``openat2`` to a process and its children, with the errno of the first argument, as filters of containers do."""
 
+HOLDS = """
 import os
 from archiver.datablock.files import PlannedFile
 from archiver.errors import HostilePath, SourceChanged
@@ -82,5 +85,7 @@ def test_a_directory_is_archived_from_where_openat2_is_refused(tmp_path: Path, a
     (tmp_path / "p" / "y").write_bytes(b"outside")
     (tmp_path / "p" / "link").symlink_to("x")
     (tmp_path / "link").symlink_to("p")
-    done = subprocess.run([sys.executable, "-c", REFUSED, str(answer), str(tmp_path)], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", FILTER + HOLDS, str(answer), str(tmp_path)], capture_output=True, text=True
+    )
     assert (done.returncode, done.stdout) == (0, "held\n"), done.stderr[-2000:]
