@@ -92,7 +92,7 @@ class LtsActivities:
     def verify_in_lts(self, request: m.VerifyRequest) -> m.VerifyResult:
         """Read the datablock back in another process, past the page cache, to each file; then publish its manifest.
 
-        Raises ``IntegrityMismatch`` (not retried: the workflow sets the datablock aside and makes it anew).
+        Raises ``IntegrityMismatch`` (not retried: the workflow takes the datablock into quarantine and makes it anew).
         """
         keys, path = self._keys(request), pid_path(request.pid)
         name = f"data/{datablock_name(request.n, request.format)}"
@@ -103,6 +103,7 @@ class LtsActivities:
         else:
             manifest = self._on_lts(request.pid, request.n)
         manifest_sha256 = hashlib.sha256(manifest).hexdigest()
+        self._there(request, name)
         staged = self._staged(request) if request.manifest_sha256 else None
         result = self._lts.prove(path, name, manifest, staged=staged, progress=Beat(request.packed_bytes))
         info = activity.info()
@@ -134,6 +135,8 @@ class LtsActivities:
         )
         attempt = attempt_name()
         self._lts.put_small(path, manifest_file, manifest, attempt)
+        # A late clean-up may have taken it before it could see that there is a manifest beside it.
+        self._there(request, name)
         if not request.manifest_sha256:
             self._staging.put(keys.manifest(request.plan_id, request.n), manifest)
         self._staging.put(keys.verified(request.plan_id, request.n), record.to_json())
@@ -151,8 +154,8 @@ class LtsActivities:
     @activity.defn(name="survey-lts", no_thread_cancel_exception=True)
     @told
     def survey_lts(self, request: m.SurveyRequest) -> m.SurveyResult:
-        """What of this plan lies verified on the LTS; what an earlier, dead try left is removed or set aside."""
-        survey = self._lts.survey(pid_path(request.pid), request.plan_id, request.datablocks, Beat())
+        """What of this plan lies verified on the LTS; what an earlier, dead try left is removed or taken into quarantine."""
+        survey = self._lts.survey(pid_path(request.pid), request.plan_id, request.datablocks, attempt_name(), Beat())
         if survey.complete and survey.plan_id != request.plan_id:
             raise LtsFault(
                 f"the LTS holds a complete archive of {request.pid} from another state of its files",
@@ -206,7 +209,7 @@ class LtsActivities:
             dataset=json.loads(dataset),
             bagging_date=datetime.now(UTC).date().isoformat(),
         )
-        self._lts.publish_bag(path, files, plan_id=request.plan_id, progress=beat)
+        self._lts.publish_bag(path, files, plan_id=request.plan_id, attempt=attempt_name(), progress=beat)
         index = staged.put("bag", b"".join(record.to_index() for record in records))
         return m.BagResult(files=2 * len(records), level=least_level(records, request.level), index=index)
 
@@ -215,7 +218,7 @@ class LtsActivities:
     def roll_back_lts(self, request: m.DatasetRef) -> m.Done:
         """Remove partial and unverified files of the dataset and its promises. Verified datablocks stay (P3)."""
         beat, path = Beat(), pid_path(request.pid)
-        removed = self._lts.remove_unverified(path)
+        removed = self._lts.remove_unverified(path, attempt_name(), beat)
         self._lts.release_all(path)
         # Where nothing verified stays, nothing is left to tell of.
         if request.events and any(
@@ -231,15 +234,28 @@ class LtsActivities:
         self._lts.record_events(pid_path(request.pid), request.events, attempt_name(), Beat())
         return m.Done(what=f"{len(request.events)} events")
 
-    @activity.defn(name="condemn-datablock", no_thread_cancel_exception=True)
+    @activity.defn(name="quarantine-datablock", no_thread_cancel_exception=True)
     @told
-    def condemn_datablock(self, request: m.DatablockRef) -> m.Done:
+    def quarantine_datablock(self, request: m.DatablockRef) -> m.Done:
         """Move a datablock that did not verify, and its manifest, out of the dataset's directory, unchanged."""
         beat, path = Beat(), pid_path(request.pid)
         # The manifest last: a datablock left without one would be removed as unverified.
         for name in (datablock_name(request.n, request.format), manifest_name(request.n)):
-            self._lts.condemn(path, f"data/{name}", "did not verify", beat)
-        return m.Done(what=f"datablock {request.n} set aside")
+            self._lts.quarantine(path, f"data/{name}", "did not verify", attempt_name(), beat)
+        return m.Done(what=f"datablock {request.n} is in quarantine")
+
+    def _there(self, request: m.VerifyRequest, name: str) -> None:
+        """Raises ``IntegrityMismatch`` if the datablock is gone: it is made anew."""
+        if self._lts.size_of(pid_path(request.pid), name) is None:
+            raise IntegrityMismatch(
+                f"datablock {request.n} is not on the LTS any more",
+                expected=name,
+                found="nothing",
+                next_step="it is made anew; see who else works on the LTS",
+                dataset=request.pid,
+                datablock=request.n,
+                retryable=False,
+            )
 
     def _staged(self, request: m.VerifyRequest) -> Chunks:
         """The bytes that were copied, for an LTS that cannot be read back."""

@@ -91,7 +91,7 @@ class Service:
                     on_lts.publish_bag,
                     on_lts.record_events,
                     on_lts.roll_back_lts,
-                    on_lts.condemn_datablock,
+                    on_lts.quarantine_datablock,
                     on_sweep.find_on_lts,
                     on_sweep.find_bag,
                     on_read.plan_retrieve,

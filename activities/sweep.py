@@ -46,7 +46,7 @@ from archiver.progress import Progress
 from archiver.retrieval.keys import retrieved_pid, works
 from archiver.settings import Settings
 from archiver.storage.bags import read_bag, read_datablock
-from archiver.storage.lts import Lts
+from archiver.storage.lts import LONG_AGO, Lts
 from archiver.storage.objects import Bucket
 from archiver.storage.staging import dataset_of
 from archiver.text import cut, keyword
@@ -498,11 +498,17 @@ def picked(found: dict[str, Age], working: set[str], settings: Settings, *, runn
     first = heapq.nsmallest(m.MAX_FOUND, old)
     return m.FoundLeftovers(
         pids=[pid for _, pid in first],
-        what=[f"{what}, since {datetime.fromtimestamp(when, UTC):%Y-%m-%d %H:%M} UTC" for (when, what), _ in first],
+        what=[what + _dated(when) for (when, what), _ in first],
         more=len(old) - len(first),
         young=len(idle) - len(old),
         running=running + len(found) - len(idle),
     )
+
+
+def _dated(when: float) -> str:
+    if when <= LONG_AGO:
+        return ""
+    return f", since {datetime.fromtimestamp(when, UTC):%Y-%m-%d %H:%M} UTC"
 
 
 async def running_jobs(client: Client) -> set[str]:

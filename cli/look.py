@@ -46,7 +46,7 @@ STAGE_OF = {
     "wait-for-lts-space": "wait for LTS space",
     "copy-to-lts": "copy to LTS",
     "verify-in-lts": "verify in LTS",
-    "condemn-datablock": "set aside",
+    "quarantine-datablock": "quarantine",
     "retrieve-datablock": "read from LTS",
 }
 """A datablock's stage by the step that is under way."""

@@ -69,8 +69,10 @@ class ArchiveDatablock:
                     )
                     continue
                 self.note("fixity check", f"did not match: {cause.message}", failed=True)
-                await self.condemn()
-                self.note("quarantine", "was set aside on the LTS, unchanged, to be looked at; it is made anew")
+                await self.quarantine()
+                self.note(
+                    "quarantine", "was taken into quarantine on the LTS, unchanged, to be looked at; it is made anew"
+                )
 
     async def pack(self) -> m.PackResult:
         """Pack into staging."""
@@ -142,13 +144,13 @@ class ArchiveDatablock:
             events=[*self.events, *filter(None, [verified.event])],
         )
 
-    async def condemn(self) -> None:
+    async def quarantine(self) -> None:
         """Move what does not match out of the dataset's directory, unchanged, for people to look at."""
         r = self.request
-        await steps.CONDEMN.run(
+        await steps.QUARANTINE.run(
             m.DatablockRef(**self.ref()),
             policy=r.policy,
-            summary=f"set datablock {r.n}/{r.of} aside: it did not verify",
+            summary=f"datablock {r.n}/{r.of} into quarantine: it did not verify",
         )
 
     def note(self, type: str, text: str, *, agent: str = "", failed: bool = False, **detail: int | float | str) -> None:

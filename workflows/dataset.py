@@ -174,7 +174,7 @@ class ArchiveDataset(DatasetWork):
         if survey.superseded:
             self.note(
                 "quarantine",
-                f"{survey.superseded} datablocks of an earlier state of the files were set aside on the LTS, unchanged",
+                f"{survey.superseded} datablocks of an earlier state of the files went into quarantine on the LTS, unchanged",
                 agent=survey.agent,
             )
         self.reusable = survey.reusable

@@ -137,7 +137,7 @@ SURVEY_LTS = Step[m.SurveyRequest, m.SurveyResult]("survey-lts", LTS_BAG, m.Surv
 PUBLISH_BAG = Step[m.DatasetRef, m.BagResult]("publish-bag", LTS_BAG, m.BagResult, 2 * HOUR)
 RECORD_EVENTS = Step[m.DatasetRef, m.Done]("record-events", LTS_BAG, m.Done, HOUR)
 ROLL_BACK_LTS = Step[m.DatasetRef, m.Done]("roll-back-lts", LTS_BAG, m.Done, HOUR)
-CONDEMN = Step[m.DatablockRef, m.Done]("condemn-datablock", LTS_BAG, m.Done, HOUR)
+QUARANTINE = Step[m.DatablockRef, m.Done]("quarantine-datablock", LTS_BAG, m.Done, HOUR)
 
 # --- deletion: the only step that may remove source files ----------------------------------------------------------------
 DELETE_SOURCES = Step[m.DatasetRef, m.DeleteResult]("delete-sources", DELETE, m.DeleteResult, 24 * HOUR)

@@ -64,7 +64,7 @@ def verify(
         "the datablock on the LTS does not match its manifest",
         expected="the bytes that were packed",
         found=f"{first[:450]}; {again[:450]}",
-        next_step="it is set aside and made anew from the source; see the LTS's health",
+        next_step="see the LTS's health; while archiving it is taken into quarantine and made anew",
         retryable=False,
     )
 

@@ -1,7 +1,7 @@
 """Write a stream to a new file: reserved first, past the page cache where possible, durable when it returns.
 
 O_DIRECT from a few reused aligned buffers, filled straight from the incoming chunks, written by a thread beside the one
-that hashes (performance-notes 10). A failed write, fsync or close condemns the file (reliability-notes M2, rule 2).
+that hashes (performance-notes 10). After a failed write, fsync or close the file is given up (reliability-notes M2, rule 2).
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def write_stream(
         try:
             os.close(descriptor)
         except OSError:
-            pass  # the file is condemned already
+            pass  # the file is given up already
         raise
     os.close(descriptor)
     return written, sha256

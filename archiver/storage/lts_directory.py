@@ -6,22 +6,24 @@ A file is written under a partial name of its attempt, made durable, and linked 
 from __future__ import annotations
 
 import errno
+import functools
 import hashlib
 import json
 import os
 import re
+import secrets
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import quote
 
 from archiver import model as m
 from archiver.datablock.bag import TAG_MANIFEST
 from archiver.datablock.events import EVENTS, added
+from archiver.datablock.manifest import ManifestReader
 from archiver.datablock.verifier import Verifiers
 from archiver.datablock.verify import VerifyResult
 from archiver.direct_io import PastCacheReader
@@ -30,9 +32,14 @@ from archiver.progress import SILENT, Progress
 from archiver.settings import LtsSettings
 from archiver.storage.direct_write import publish, write_stream
 from archiver.storage.lts import (
+    BY_HAND,
     DATABLOCK,
+    LONG_AGO,
+    MANIFEST,
     MARKER,
     OWN,
+    QUARANTINE,
+    WHY,
     Bags,
     Chunks,
     Leftover,
@@ -44,6 +51,7 @@ from archiver.storage.lts import (
     other_content,
     read_marker,
 )
+from archiver.storage.quarantine import Seen, back, home, look, one, take
 
 if TYPE_CHECKING:
     from archiver.storage.objects import Buffer
@@ -52,8 +60,11 @@ PROMISE_SECONDS = 3 * 86400
 """A promise of space that nobody took for so long was made by a run that is gone."""
 SMALL_BYTES = 64 * 2**20
 LOOK_SECONDS = 1.0
+TRIES = 3
+"""Times a small file is replaced that another has just replaced."""
 RANGE_CHUNK_BYTES = 2**20
 _PARTIAL = re.compile(r"\.\d+\.(tar\.gz|tar\.zst|tar|manifest\.jsonl\.gz)\.[^/]+\.partial")
+_KEPT = re.compile(r"(.+)\.\d{8}T\d{6}\.\d{6}\.[0-9a-f]{8}")
 _TAG_PARTIAL = re.compile(
     r"\.(bagit\.txt|bag-info\.txt|dataset\.json|events\.jsonl|(tag)?manifest-sha256\.txt)(\.[^/]+)?\.partial"
 )
@@ -67,7 +78,7 @@ class FileSystemLts(Bags):
         self._verifiers = Verifiers(verifications)
         self._root = settings.root
         self._promises = self._root / OWN / "promises"
-        self._condemned = self._root / OWN / "condemned"
+        self._quarantine = self._root / OWN / QUARANTINE
         self._lock = threading.Lock()
 
     def where(self, dataset: str = "") -> str:
@@ -98,7 +109,7 @@ class FileSystemLts(Bags):
             )
         if not dry_run:
             with self._faults("setup"):
-                for folder in (self._promises, self._condemned, self._root / OWN / "locks"):
+                for folder in (self._promises, self._quarantine, self._root / OWN / "locks"):
                     folder.mkdir(parents=True, exist_ok=True)
                 self._write_durably(self._root / MARKER, new_marker(self._settings.identity), "setup")
         return True
@@ -252,7 +263,7 @@ class FileSystemLts(Bags):
                 f"{_called(final)} has another size than was packed",
                 expected=f"{size} B",
                 found=f"{found} B",
-                next_step="it is set aside and made anew",
+                next_step="it is taken into quarantine and made anew",
                 retryable=False,
             )
 
@@ -328,37 +339,105 @@ class FileSystemLts(Bags):
         with self._faults(str(final)):
             self._write_durably(final, data, attempt)
 
-    def publish_bag(self, dataset: str, files: dict[str, bytes], plan_id: str, progress: Progress) -> None:
+    def publish_bag(
+        self, dataset: str, files: dict[str, bytes], plan_id: str, attempt: str, progress: Progress
+    ) -> None:
         """As ``Lts``. A complete bag of this plan stays as it is; the files of an incomplete one are replaced."""
         folder = self._root / dataset
-        if self.bag_is_there(dataset, files, plan_id):
-            with self._faults(str(folder)), self._partial(folder / TAG_MANIFEST, "bag"):
-                return  # only what a crash right after the last step left is cleared
+        if self.bag_is_there(dataset, files, plan_id, attempt, progress):
+            with self._faults(str(folder)):
+                self._make_directories(folder / "data")
+                return self._sync_directory(folder)  # who published it may have died before it was durable
         *tags, last = files
-        with self._faults(str(folder)):
-            for name in tags:
-                with self._partial(folder / name, "bag") as draft:
-                    self._write_small(draft, files[name])
-                    draft.replace(folder / name)
-                progress.note(f"wrote {name}")
-            self._write_durably(folder / last, files[last], "bag")
+        for name in tags:
+            progress.note(f"writing {name}")
+            self._replace(
+                folder / name, functools.partial(_other, files[name]), attempt, progress, while_incomplete=True
+            )
+        progress.note(f"writing {last}")
+        try:
+            with self._faults(str(folder)):
+                self._write_durably(folder / last, files[last], attempt)
+        except IntegrityMismatch as mismatch:
+            # Published by a late attempt over our files: the next try sees that, and takes it out of the way.
+            mismatch.retryable = True
+            raise
+        self.bag_stands(dataset, files, attempt, progress)
 
     def record_events(self, dataset: str, events: list[m.Event], attempt: str, progress: Progress) -> None:
         """As ``Lts``. The one file beside a complete bag that is ever replaced; no manifest of the bag names it."""
         self.check_marker()
+        self.put_back(dataset, attempt, progress)
         final = self._root / dataset / EVENTS
         with self._faults(str(final)):
-            before = self._small(final) if self._is_there(final) else b""
-            after = added(before, events)
-            if after == before:
-                return
             for draft in final.parent.glob(f".{EVENTS}.*.partial"):
-                draft.unlink(missing_ok=True)
-            with self._partial(final, attempt) as draft:
-                self._write_small(draft, after)
-                # Raises if another attempt has taken over meanwhile: it may have written more.
-                progress.note(f"wrote {EVENTS}")
-                draft.replace(final)
+                if (seen := look(draft)) is not None:
+                    self._remove(dataset, seen, attempt)
+
+        def new(before: bytes) -> bytes | None:
+            after = added(before, events)
+            return None if after == before else after
+
+        self._replace(final, new, attempt, progress, while_incomplete=False)
+
+    def _replace(
+        self,
+        final: Path,
+        new: Callable[[bytes], bytes | None],
+        attempt: str,
+        progress: Progress,
+        *,
+        while_incomplete: bool,
+    ) -> None:
+        """Give a small file the content that ``new`` makes of the old one (empty, if there is none), or leave it (None).
+
+        What lies there is taken out of the way if it is still what was read, and the new one published without clobbering:
+        a late attempt can replace nothing that it has not seen, and, ``while_incomplete``, nothing of a complete bag.
+        """
+        folder = final.parent
+        with self._faults(str(final)):
+            for _ in range(TRIES):
+                seen = look(final)
+                data = new(self._small(final) if seen is not None else b"")
+                if data is None:
+                    return
+                with self._partial(final, attempt) as draft:
+                    self._write_small(draft, data)
+                    # Raises if another attempt has taken over meanwhile: it may have written more.
+                    progress.note(f"writing {final.name}")
+                    old = None
+                    if seen is not None:
+                        old = take(
+                            seen, final, attempt, lambda _: not (while_incomplete and (folder / TAG_MANIFEST).exists())
+                        )
+                        if old is None:
+                            continue
+                    try:
+                        publish(draft, final)
+                    except FileExistsError:
+                        if old is not None:
+                            self._keep(
+                                old,
+                                str(folder.relative_to(self._root)),
+                                final,
+                                "another was written at the same time",
+                                attempt,
+                            )
+                        continue
+                    except OSError:
+                        if old is not None:
+                            back(old, final)
+                        raise
+                    # Not earlier: who is killed between the two leaves what can be put back.
+                    if old is not None:
+                        old.unlink(missing_ok=True)
+                    return
+        raise LtsFault(
+            f"{final.name} of {folder.name} is being written by somebody else",
+            expected="one writer of a dataset at a time",
+            found=f"another file at each of {TRIES} looks",
+            next_step="retried, from what is there then",
+        )
 
     def _small(self, path: Path) -> bytes:
         with self._faults(str(path)):
@@ -419,8 +498,9 @@ class FileSystemLts(Bags):
         work, _, number = attempt.rpartition("-")
         for path in final.parent.glob(f".{final.name}.{work}-*.partial"):
             other = path.name.removesuffix(".partial").rpartition("-")[2]
-            if number.isdecimal() and other.isdecimal() and int(other) < int(number):
-                path.unlink(missing_ok=True)
+            older = number.isdecimal() and other.isdecimal() and int(other) < int(number)
+            if older and (seen := look(path)) and (own := take(seen, path, attempt, lambda _: True)):
+                own.unlink(missing_ok=True)
 
     # --- what is there ------------------------------------------------------------------------------------------------
 
@@ -432,17 +512,18 @@ class FileSystemLts(Bags):
             except FileNotFoundError:
                 return []
 
-    def remove_unverified(self, dataset: str) -> int:
+    def remove_unverified(self, dataset: str, attempt: str = BY_HAND, progress: Progress = SILENT) -> int:
         """As ``Lts``. Never touches a complete bag, a verified datablock, or anything that is not ours by name."""
         self.check_marker()
+        self.put_back(dataset, attempt, progress)
         folder = self._root / dataset
         if self._is_there(folder / TAG_MANIFEST):
             return 0
         removed = 0
         with self._faults(dataset):
-            for path in self._unverified(dataset):
-                path.unlink(missing_ok=True)
-                removed += 1
+            for seen in self._unverified(dataset):
+                progress.note(f"removing {seen.path.name} of {dataset}")
+                removed += self._remove(dataset, seen, attempt)
         # Folders that hold nothing any more; rmdir refuses others. What lies above is shared with other datasets, which
         # may be making their folders at this moment.
         for empty in (folder / "data", folder):
@@ -450,16 +531,169 @@ class FileSystemLts(Bags):
                 empty.rmdir()
         return removed
 
-    def _unverified(self, dataset: str) -> list[Path]:
+    def _unverified(self, dataset: str) -> list[Seen]:
         """Partial and unverified files of a dataset without a complete bag: what may be removed."""
         folder = self._root / dataset
         kept = {name for pair in self.verified(dataset) for name in pair}
         in_data = [
-            folder / "data" / name
-            for name in self.names(dataset)
-            if (_PARTIAL.fullmatch(name) or DATABLOCK.fullmatch(name)) and name not in kept
+            folder / "data" / name for name in self.names(dataset) if DATABLOCK.fullmatch(name) and name not in kept
         ]
-        return in_data + [draft for draft in folder.glob(".*.partial") if _TAG_PARTIAL.fullmatch(draft.name)]
+        taken = [path for path, _ in self._taken(dataset)]
+        return [seen for path in (*in_data, *self._drafts(dataset), *taken) if (seen := look(path)) is not None]
+
+    def _drafts(self, dataset: str) -> list[Path]:
+        """What attempts were writing, or are."""
+        folder = self._root / dataset
+        drafts = [draft for draft in folder.glob(".*.partial") if _TAG_PARTIAL.fullmatch(draft.name)]
+        return drafts + [draft for draft in (folder / "data").glob(".*.partial") if _PARTIAL.fullmatch(draft.name)]
+
+    def _remove(self, dataset: str, seen: Seen, attempt: str) -> bool:
+        """Remove a file that is nobody's any more; one that only looks so stays, and what may be of use is kept."""
+        taken = home(seen.path)
+        to = taken or seen.path
+        own = take(seen, to, attempt, lambda own: not self._needed(dataset, own, to, taken is not None))
+        if own is None:
+            return False
+        if taken is not None and not one(own, to) and self._may_be_of_use(dataset, own, to):
+            self._keep(own, dataset, to, "was taken out of the way by an attempt that died", attempt)
+            return True
+        own.unlink(missing_ok=True)
+        return True
+
+    def _needed(self, dataset: str, own: Path, to: Path, taken: bool) -> bool:
+        """Whether a file that was moved from ``to``, or was found in quarantine, must go back there."""
+        folder = self._root / dataset
+        if _PARTIAL.fullmatch(to.name) or _TAG_PARTIAL.fullmatch(to.name):
+            return False
+        if taken:
+            return not to.exists() and self._belongs(dataset, to, own)
+        if (folder / TAG_MANIFEST).exists():
+            return True
+        match = DATABLOCK.fullmatch(to.name)
+        return match is not None and to.with_name(f"{match[1]}.manifest.jsonl.gz").exists()
+
+    def _may_be_of_use(self, dataset: str, own: Path, to: Path) -> bool:
+        """Whether what was found in quarantine is kept for people: manifests, and what lies beside one or in a complete bag."""
+        if to.name == EVENTS:
+            return not to.exists() or not set(self._small(own).splitlines()) <= set(self._small(to).splitlines())
+        return bool(MANIFEST.fullmatch(to.name)) or self._needed(dataset, own, to, taken=False)
+
+    # --- quarantine ---------------------------------------------------------------------------------------------------
+
+    def quarantine(
+        self, dataset: str, name: str, reason: str, attempt: str = BY_HAND, progress: Progress = SILENT
+    ) -> None:
+        """As ``Lts``: renamed into ``.archiver/quarantine/<dataset>``, the reason beside it. A file that is gone is no error."""
+        self.check_marker()
+        source = self._root / dataset / name
+        with self._faults(str(source)):
+            seen = look(source)
+            progress.note(f"taking {name} of {dataset} into quarantine")
+            if seen is None:
+                return
+            complete = self._root / dataset / TAG_MANIFEST
+            own = take(seen, source, attempt, lambda _: not complete.exists())
+            if own is not None:
+                self._keep(own, dataset, source, reason, attempt)
+                self._sync_directory(source.parent)
+
+    def _keep(self, own: Path, dataset: str, was: Path, reason: str, attempt: str) -> None:
+        """Move what was taken to where people find it. The reason is written first: no file lies there without one."""
+        folder = self._quarantine / dataset
+        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%f")
+        target = folder / f"{was.name}.{stamp}.{secrets.token_hex(4)}"
+        why = target.with_name(target.name + WHY)
+        note = {"was": str(was.relative_to(self._root)), "reason": reason, "when": stamp, "attempt": attempt}
+        self._make_directories(folder)
+        try:
+            self._write_small(why, json.dumps(note).encode())
+            own.rename(target)
+        except BaseException as error:
+            with suppress(OSError):
+                why.unlink(missing_ok=True)
+            if isinstance(error, FileNotFoundError):
+                return  # another has put it back
+            raise
+        self._sync_directory(folder)
+
+    def put_back(self, dataset: str, attempt: str = BY_HAND, progress: Progress = SILENT) -> int:
+        """As ``Lts``: by its digest, so that nothing else ever takes a verified file's place."""
+        self.check_marker()
+        folder = self._root / dataset
+        with self._faults(dataset):
+            here = self._taken(dataset)
+            found = here + self._kept(dataset)
+            complete = (folder / TAG_MANIFEST).exists()
+            done = 0
+            for path, to in found:
+                if to.exists() or not self._belongs(dataset, to, path):
+                    continue
+                progress.note(f"putting back {to.name} of {dataset}")
+                if (seen := look(path)) is not None and (
+                    own := take(seen, to, attempt, functools.partial(self._belongs, dataset, to))
+                ):
+                    done += back(own, to)
+                    self._sync_directory(to.parent)
+                    path.with_name(path.name + WHY).unlink(missing_ok=True)
+            if complete:
+                # A bag holds what its manifest says, and nothing else.
+                for path in (*(path for path, _ in here), *self._drafts(dataset)):
+                    if (seen := look(path)) is not None:
+                        progress.note(f"clearing {path.name} of {dataset}")
+                        self._remove(dataset, seen, attempt)
+            return done
+
+    def _taken(self, dataset: str) -> list[tuple[Path, Path]]:
+        """What attempts that died have taken out of the way, and where it lay: the bag's own files first."""
+        folder = self._root / dataset
+        found = []
+        for place in (folder, folder / "data"):
+            with suppress(FileNotFoundError):
+                found += [(place / name, to) for name in sorted(os.listdir(place)) if (to := home(place / name))]
+        # A datablock before its manifest: alone, it is looked at again.
+        return sorted(found, key=lambda one: (one[1].parent != folder, bool(MANIFEST.fullmatch(one[1].name))))
+
+    def _kept(self, dataset: str) -> list[tuple[Path, Path]]:
+        """What of a dataset lies in quarantine for people, and where it lay."""
+        folder, place = self._root / dataset, self._quarantine / dataset
+        with suppress(FileNotFoundError):
+            names = sorted(name for name in os.listdir(place) if not name.endswith(WHY))
+            kept = [(place / name, match[1]) for name in names if (match := _KEPT.fullmatch(name))]
+            payload = [(path, folder / "data" / was) for path, was in kept if DATABLOCK.fullmatch(was)]
+            return payload + [
+                (path, folder / "data" / was if MANIFEST.fullmatch(was) else folder / was)
+                for path, was in kept
+                if not DATABLOCK.fullmatch(was) and (folder / TAG_MANIFEST).exists()
+            ]
+        return []
+
+    def _belongs(self, dataset: str, to: Path, path: Path) -> bool:
+        """Whether ``path`` holds the very bytes that the bag, or the manifest or datablock beside it, says of ``to``."""
+        folder = self._root / dataset
+        name = str(to.relative_to(folder))
+        if (folder / TAG_MANIFEST).exists():
+            wanted = self.listed(dataset).get(name)
+            return name == EVENTS or (wanted is not None and self._digest(path) == wanted)
+        if name == EVENTS:
+            return True
+        if name == TAG_MANIFEST:
+            return self.agrees(dataset, self._small(path))
+        if match := DATABLOCK.fullmatch(to.name):
+            manifest, block = to.with_name(f"{match[1]}.manifest.jsonl.gz"), path
+        elif match := MANIFEST.fullmatch(to.name):
+            names = [name for name in self.names(dataset) if (one := DATABLOCK.fullmatch(name)) and one[1] == match[1]]
+            if not names:
+                return False
+            manifest, block = path, to.with_name(names[0])
+        else:
+            return False
+        if not manifest.exists():
+            return False
+        try:
+            footer = ManifestReader([self._small(manifest)]).read_footer()
+        except IntegrityMismatch:
+            return False
+        return block.stat().st_size == footer.packed_bytes and self._digest(block) == footer.sha256
 
     def leftovers(self, progress: Progress) -> Iterator[Leftover]:
         """As ``Lts``. One look at each dataset's directory; a complete bag is not opened."""
@@ -496,46 +730,36 @@ class FileSystemLts(Bags):
 
     def _left(self, dataset: str) -> Leftover | None:
         folder = self._root / dataset
-        if self._is_there(folder / TAG_MANIFEST):
-            return None
         with self._faults(dataset):
             try:
-                files = self._unverified(dataset)
+                names = os.listdir(folder)
+                taken = [path for path, _ in self._taken(dataset)]
+                if TAG_MANIFEST in names:
+                    return self._left_of_bag(dataset, taken + self._drafts(dataset))
+                files = [seen.path for seen in self._unverified(dataset)]
                 # Folders without anything are left by whoever was killed before the first byte.
-                empty = not os.listdir(folder) or (os.listdir(folder) == ["data"] and not self.names(dataset))
+                empty = not names or (names == ["data"] and not self.names(dataset))
                 if not files and not empty:
                     return None
-                newest = max(path.stat().st_mtime for path in (*files, folder, folder / "data") if path.exists())
+                times = [path.stat().st_mtime for path in (*files, folder, folder / "data") if path.exists()]
+                # A file keeps its time when it is moved.
+                times += [path.stat().st_ctime for path in taken]
             except FileNotFoundError:
                 return None  # somebody is at work here
-        return Leftover(dataset, f"{len(files)} unverified files" if files else "an empty directory", newest)
+        return Leftover(dataset, f"{len(files)} unverified files" if files else "an empty directory", max(times))
 
-    def condemn(self, dataset: str, name: str, reason: str, progress: Progress = SILENT) -> None:
-        """As ``Lts``: renamed into ``.archiver/condemned``, with the reason beside it. A file that is gone is no error.
-
-        The reason is written first, so that no file lies there without one.
-        """
-        self.check_marker()
-        source = self._root / dataset / name
-        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%f")
-        target = self._condemned / f"{stamp}.{quote(f'{dataset}/{name}', safe='')[-180:]}"
-        if not self._is_there(source):
-            return
-        why = target.with_name(target.name + ".why.json")
-        with self._faults(str(source)):
-            self._make_directories(self._condemned)
-            try:
-                note = {"was": f"{dataset}/{name}", "reason": reason, "when": stamp}
-                self._write_small(why, json.dumps(note).encode())
-                source.rename(target)
-            except BaseException as error:
-                with suppress(OSError):
-                    why.unlink(missing_ok=True)
-                if isinstance(error, FileNotFoundError):
-                    return
-                raise
-            self._sync_directory(self._condemned)
-            self._sync_directory(source.parent)
+    def _left_of_bag(self, dataset: str, taken: list[Path]) -> Leftover | None:
+        """Of a complete bag: what an attempt took, or wrote, that died. What is missing by that is not waited for."""
+        if not taken and not (self._quarantine / dataset).exists():
+            return None
+        missing = [name for name in self.listed(dataset) if not (self._root / dataset / name).exists()]
+        if missing:
+            return Leftover(dataset, f"{len(missing)} files missing in its bag, and files in quarantine", LONG_AGO)
+        if not taken:
+            return None
+        return Leftover(
+            dataset, f"{len(taken)} files that an attempt left in its bag", max(path.stat().st_ctime for path in taken)
+        )
 
     # --- directories and faults -----------------------------------------------------------------------------------------
 
@@ -583,6 +807,11 @@ class FileSystemLts(Bags):
             found=f"errno {error.errno}",
             next_step=f"retried; {words.get(error.errno or 0, 'see the health of the LTS and its mount')}",
         )
+
+
+def _other(data: bytes, before: bytes) -> bytes | None:
+    """For ``_replace``: this content, whatever is there, if it is not there already."""
+    return None if before == data else data
 
 
 def _called(final: Path) -> str:

@@ -13,7 +13,7 @@ import re
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -64,9 +64,12 @@ RETRY_SECONDS = 60
 ATTEMPTS = 4
 """The same for boto3, which counts."""
 _OTHER_VERSION = ("PreconditionFailed", "412", "ConditionalRequestConflict", "409", "NoSuchKey", "404")
-_NO_RIGHT = ("AccessDenied", "AllAccessDisabled", "MethodNotAllowed", "403", "405")
 _NO_CONDITIONS = ("NotImplemented", "501", "InvalidRequest", "InvalidArgument", "400")
 """What stores answer to ``If-Match`` in a delete that they do not know."""
+NO_BATCHES = ("NotImplemented", "501", "MissingContentMD5", "InvalidRequest", "MalformedXML", "MethodNotAllowed", "405")
+"""What stores answer to DeleteObjects that do not have it, or want it otherwise."""
+REFUSED = ("AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "401", "403")
+"""Codes that speak of our account and its rights."""
 _NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
 DIGEST = "sha256"
 """Metadata of the small objects that we put: the SHA-256 of their bytes, which no store or library compares (M8)."""
@@ -136,6 +139,11 @@ def plain_key(key: str) -> bool:
     )
 
 
+def named(metadata: Mapping[str, str]) -> dict[str, str]:
+    """An object's metadata, names in small letters: headers have no case, and stores answer with one of their own."""
+    return {name.lower(): value for name, value in metadata.items()}
+
+
 _making = threading.Lock()
 """Sessions may not make two clients at once."""
 
@@ -146,6 +154,14 @@ def _session() -> boto3.session.Session:
     core = botocore.session.get_session()
     core.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_timestamp)
     return boto3.session.Session(botocore_session=core)
+
+
+def _content_md5(params: dict[str, Any], **_: object) -> None:
+    """Add the header of that name to a request that is about to be signed."""
+    body = params["body"]
+    data = body if isinstance(body, bytes) else bytes(body, "utf-8")
+    digest = hashlib.md5(data, usedforsecurity=False).digest()
+    params["headers"]["Content-MD5"] = base64.b64encode(digest).decode()
 
 
 def _timestamp(text: str) -> datetime:
@@ -172,6 +188,8 @@ class Bucket:
         self._side = side
         self._seconds = seconds
         self._boto: S3Client | None = None
+        self._batches = True
+        """Whether the store deletes many at once."""
 
     # --- control plane: boto3 ---------------------------------------------------------------------------------------
 
@@ -227,27 +245,22 @@ class Bucket:
                     self._confirm_missing(key, code)
                     return None
                 raise
-            return answer["ContentLength"], answer["Metadata"].get(DIGEST)
+            return answer["ContentLength"], named(answer["Metadata"]).get(DIGEST)
 
     def delete(self, keys: Iterable[str]) -> None:
         """Delete these objects, a thousand a request; those that are gone are no error."""
         batch: list[str] = []
         for key in chain(keys, [None]):
             if key is not None and _NOT_XML.search(key):
-                with self._boto_faults(key):
-                    self.boto.delete_object(Bucket=self.name, Key=key)
+                self._delete_one(key)
             elif key is not None:
                 batch.append(key)
             if batch and (key is None or len(batch) == 1000):
-                with self._boto_faults(batch[0]):
-                    objects: Any = [{"Key": key} for key in batch]
-                    answer = self.boto.delete_objects(Bucket=self.name, Delete={"Objects": objects, "Quiet": True})
-                if errors := answer.get("Errors"):
-                    raise self._side(
-                        f"object {errors[0].get('Key')} in bucket {self.name} cannot be deleted",
-                        found=f"{errors[0].get('Code')}, {len(errors)} of {len(batch)} objects",
-                        next_step="retried; see the rights of our S3 account",
-                    )
+                if self._batches:
+                    self._delete_batch(batch)
+                else:
+                    for one in batch:
+                        self._delete_one(one)
                 batch = []
 
     def is_still(self, key: str, size: int, version: ObjectVersion) -> bool:
@@ -271,14 +284,6 @@ class Bucket:
                 code = error.response["Error"]["Code"]
                 if code in _OTHER_VERSION:
                     return False
-                if code in _NO_RIGHT:
-                    raise self._side(
-                        f"object {key[:200]!a} in bucket {self.name} cannot be deleted",
-                        expected="the right s3:DeleteObject for our S3 account, and no lock",
-                        found=f"the server answers {code}",
-                        next_step="delete what is to go by hand; for the next time give our account that right",
-                        retryable=False,
-                    ) from None
                 if not etag or code not in _NO_CONDITIONS:
                     raise
                 self.boto.delete_object(Bucket=self.name, Key=key)
@@ -292,6 +297,36 @@ class Bucket:
             return parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"]).timestamp()
         except (KeyError, ValueError):
             return time.time()
+
+    def _delete_one(self, key: str) -> None:
+        with self._boto_faults(key):
+            self.boto.delete_object(Bucket=self.name, Key=key)
+
+    def _delete_batch(self, batch: Sequence[str]) -> None:
+        """Raises the side's fault for what stays; a store that does not know the request, or not so, is asked one by one."""
+        objects: Any = [{"Key": key} for key in batch]
+        with self._boto_faults(batch[0]):
+            try:
+                answer = self.boto.delete_objects(Bucket=self.name, Delete={"Objects": objects, "Quiet": True})
+            except ClientError as error:
+                if error.response["Error"]["Code"] not in NO_BATCHES:
+                    raise
+                answer = None
+        if answer is None:
+            for key in batch:
+                self._delete_one(key)
+            # Not before they are gone: one that refuses them too has another reason.
+            self._batches = False
+            return
+        if errors := answer.get("Errors"):
+            code = errors[0].get("Code")
+            raise self._side(
+                f"{code}: object {ascii(errors[0].get('Key'))[:200]} in bucket {self.name} cannot be deleted",
+                expected="an answer that it is deleted",
+                found=f"{code}: {errors[0].get('Message', '')}, {len(errors)} of {len(batch)} objects"[:300],
+                next_step="retried; "
+                + ("see the rights of our S3 account" if code in REFUSED else "see the S3 server"),
+            )
 
     def open_uploads(self, prefix: str) -> Iterator[OpenUpload]:
         """Multipart uploads under way, or left over, for keys that begin with ``prefix``."""
@@ -375,7 +410,7 @@ class Bucket:
                 answer = self.boto.get_object(Bucket=self.name, Key=key)
                 if not answer.get("ETag"):
                     raise self._not_whole(key, "an object with an ETag", f"{answer['ContentLength']} B without")
-                return answer["Body"].read(), answer["Metadata"].get(DIGEST)
+                return answer["Body"].read(), named(answer["Metadata"]).get(DIGEST)
             except ClientError as error:
                 if (code := error.response["Error"]["Code"]) in ("404", "NoSuchKey"):
                     self._confirm_missing(key, code)
@@ -682,7 +717,7 @@ class Bucket:
             "read_timeout": self._seconds,
             "max_pool_connections": THREADS,
         }
-        return _session().client(
+        client = _session().client(
             "s3",
             endpoint_url=str(endpoint) if endpoint else None,
             aws_access_key_id=s3.access_key,
@@ -690,6 +725,9 @@ class Bucket:
             region_name=s3.region,
             config=Config(**{**usual, **config}),
         )
+        # Stores of before S3's newer checksums demand it of this request; the others take both.
+        client.meta.events.register("before-call.s3.DeleteObjects", _content_md5)
+        return client
 
     def signer(self, endpoint: object = None) -> S3Store:
         """For presigned URLs in path style, for the server's other name ``endpoint`` if given; of plain keys only."""

@@ -411,7 +411,7 @@ class DirectorySink:
             raise self._target.fault(error) from None
 
     def _publish(self, partial: _Partial) -> None:
-        """Runs in a thread. A failed fsync or close condemns the file (rule 2): its temporary name goes, nothing was seen."""
+        """Runs in a thread. After a failed fsync or close the file is given up: its temporary name goes, nothing was seen."""
         file = partial.file
         try:
             _set_time_and_mode(partial.descriptor, file)

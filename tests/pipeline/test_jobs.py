@@ -163,9 +163,9 @@ async def test_p3_after_a_failure_verified_datablocks_of_the_same_plan_are_used_
         history = await system.client.get_workflow_handle(f"archive-datablock/{pid}/1").fetch_history()
         assert _steps(history) == ["verify-in-lts"]
         await assert_archived(system, pid, TWO_DATABLOCKS)
-        assert not list((system.lts / ".archiver" / "condemned").iterdir())
+        assert not list((system.lts / ".archiver" / "quarantine").iterdir())
 
-        # The source is another now, so the plan is: what is verified of the old one is set aside, not lost.
+        # The source is another now, so the plan is: what is verified of the old one is taken into quarantine, not lost.
         pid = await _with_one_datablock_verified(system)
         kept = on_lts(system, pid)
         files = {**TWO_DATABLOCKS, "a.bin": noise(MIB, 9)}
@@ -174,8 +174,9 @@ async def test_p3_after_a_failure_verified_datablocks_of_the_same_plan_are_used_
         assert (await system.archive(pid)).counts == m.Counts(archived=1)
         await assert_archived(system, pid, files)
         assert not set(on_lts(system, pid).values()) & set(kept.values())
-        condemned = [path for path in (system.lts / ".archiver" / "condemned").iterdir() if path.suffix != ".json"]
-        assert {path.stat().st_ino for path in condemned} == set(kept.values())
+        taken = (system.lts / ".archiver" / "quarantine").rglob("*")
+        quarantined = [path for path in taken if path.is_file() and path.suffix != ".json"]
+        assert {path.stat().st_ino for path in quarantined} == set(kept.values())
 
 
 async def test_a_job_in_the_shape_of_v3_is_archived(served: System) -> None:

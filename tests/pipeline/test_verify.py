@@ -122,7 +122,7 @@ async def test_p3_a_flipped_bit_is_bad_and_the_other_datablocks_are_read_all_the
     event = last_event(served, pid)
     assert (event["outcome"], event["detail"]["outcome"]) == ("failure", "bad")
     assert "datablock 2" in event["event"]
-    assert (everything(served, pid), await served.record(pid)) == before, "neither condemned nor told"
+    assert (everything(served, pid), await served.record(pid)) == before, "neither quarantined nor told"
     assert (CODES[done.outcome], "BAD" in lines(done)) == (8, True)
 
 

@@ -118,7 +118,7 @@ async def test_a_stopped_run_is_told_before_the_one_that_uses_what_it_verified(m
     assert kinds([event for event in again if event["object"] == pid]) == [*BEGUN, *DONE]
 
 
-async def test_a_datablock_that_did_not_match_was_set_aside_and_made_anew_and_sources_were_deleted_last(
+async def test_a_datablock_that_did_not_match_went_into_quarantine_and_was_made_anew_and_sources_were_deleted_last(
     make_system: MakeSystem,
 ) -> None:
     system = await make_system({**SETTINGS, "landing": {"delete_after_archive": True}})

@@ -29,8 +29,8 @@ BAG = {
     "bag-info.txt": b"Archiver-Plan: p1\n",
     "dataset.json": b"{}",
     "manifest-sha256.txt": "".join(f"{hashlib.sha256(d).hexdigest()}  {n}\n" for n, d in PAYLOAD.items()).encode(),
-    "tagmanifest-sha256.txt": b"tags\n",
 }
+BAG["tagmanifest-sha256.txt"] = "".join(f"{hashlib.sha256(d).hexdigest()}  {n}\n" for n, d in BAG.items()).encode()
 WHOLE = {f"20.500.1/a/{name}": data for name, data in {**PAYLOAD, **BAG}.items()}
 
 DRIVER = """
@@ -47,7 +47,7 @@ def archive(root, attempt):
     lts.copy_in("20.500.1/a", "data/1.tar.gz", iter([DATA[:300_000], DATA[300_000:]]), size=len(DATA),
         sha256=hashlib.sha256(DATA).hexdigest(), attempt=attempt, promise="k", progress=Silent())
     lts.put_small("20.500.1/a", "data/1.manifest.jsonl.gz", MANIFEST, attempt)
-    lts.publish_bag("20.500.1/a", BAG, "p1", Silent())
+    lts.publish_bag("20.500.1/a", BAG, "p1", attempt, Silent())
 
 for line in sys.stdin:
     root, attempt, traced = line.split()

@@ -28,6 +28,8 @@ BLOCK = "data/1.tar.gz"
 MANIFEST = "data/1.manifest.jsonl.gz"
 DATA = os.urandom(9 * 2**20 + 12_345)
 MIB = 2**20
+BLOCK_BYTES, _MADE = packed({"a": b"x" * 1000})
+MANIFEST_BYTES = _MADE.manifest
 
 
 def copy(
@@ -99,10 +101,10 @@ CALLS: dict[str, Callable[[FileSystemLts], object]] = {
     "size_of": lambda lts: lts.size_of(PID, BLOCK),
     "get_small": lambda lts: lts.get_small(PID, MANIFEST),
     "put_small": lambda lts: lts.put_small(PID, MANIFEST, b"m", "1"),
-    "publish_bag": lambda lts: lts.publish_bag(PID, BAG, "p1", Silent()),
+    "publish_bag": lambda lts: lts.publish_bag(PID, BAG, "p1", "run-9-1", Silent()),
     "survey": lambda lts: lts.survey(PID, "p1", 1),
     "remove_unverified": lambda lts: lts.remove_unverified(PID),
-    "condemn": lambda lts: lts.condemn(PID, BLOCK, "why"),
+    "quarantine": lambda lts: lts.quarantine(PID, BLOCK, "why"),
 }
 
 
@@ -442,7 +444,7 @@ class FailingCalls:
         return self.real(descriptor, *more)
 
 
-def test_a_failed_fsync_condemns_the_file_and_is_never_tried_again_on_it(
+def test_after_a_failed_fsync_the_file_is_given_up_and_is_never_tried_again_on_it(
     lts: FileSystemLts, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (root / PID / "data").mkdir(parents=True)
@@ -485,7 +487,9 @@ def test_space_that_a_copy_has_reserved_is_not_promised_as_well(lts: FileSystemL
     assert promised == [0]
 
 
-def test_a_failed_close_condemns_the_file(lts: FileSystemLts, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_after_a_failed_close_the_file_is_given_up(
+    lts: FileSystemLts, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with monkeypatch.context() as patch:
         calls = FailingCalls(patch, "close", 0)
         copy(lts)
@@ -538,18 +542,25 @@ def test_a_small_file_that_does_not_read_back_is_not_published(
     assert everything(root) == {}
 
 
-def bag(plan: str = "p1", data: bytes = b"datablock", manifest: bytes = b"manifest") -> dict[str, bytes]:
+def bag(plan: str = "p1", data: bytes = BLOCK_BYTES, manifest: bytes = MANIFEST_BYTES) -> dict[str, bytes]:
     sums = {BLOCK: data, MANIFEST: manifest}
-    lines = [f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in sums.items()]
-    return {
-        **BAG,
-        "bag-info.txt": f"Archiver-Plan: {plan}\n".encode(),
-        "manifest-sha256.txt": "".join(lines).encode(),
-        "tagmanifest-sha256.txt": f"tags of {plan}".encode(),
-    }
+    return with_tags({**BAG, "bag-info.txt": f"Archiver-Plan: {plan}\n".encode(), "manifest-sha256.txt": listed(sums)})
 
 
-def verified(root: Path, pid: str = PID, n: int = 1, data: bytes = b"datablock", manifest: bytes = b"manifest") -> None:
+def listed(files: dict[str, bytes]) -> bytes:
+    """As ``sha256sum`` lists them."""
+    return "".join(f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in files.items()).encode()
+
+
+def with_tags(files: dict[str, bytes]) -> dict[str, bytes]:
+    """A bag's files with the tag manifest that they have."""
+    tags = {name: data for name, data in files.items() if name != "tagmanifest-sha256.txt"}
+    return {**tags, "tagmanifest-sha256.txt": listed(tags)}
+
+
+def verified(
+    root: Path, pid: str = PID, n: int = 1, data: bytes = BLOCK_BYTES, manifest: bytes = MANIFEST_BYTES
+) -> None:
     folder = root / pid / "data"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{n}.tar.gz").write_bytes(data)
@@ -558,16 +569,16 @@ def verified(root: Path, pid: str = PID, n: int = 1, data: bytes = b"datablock",
 
 def test_p11_a_bag_is_complete_with_its_last_file_and_then_stays(lts: FileSystemLts, root: Path) -> None:
     verified(root)
-    lts.publish_bag(PID, bag(), "p1", Silent())
+    lts.publish_bag(PID, bag(), "p1", "run-9-1", Silent())
     before = everything(root)
     assert before == {
-        f"{PID}/{BLOCK}": b"datablock",
-        f"{PID}/{MANIFEST}": b"manifest",
+        f"{PID}/{BLOCK}": BLOCK_BYTES,
+        f"{PID}/{MANIFEST}": MANIFEST_BYTES,
         **{f"{PID}/{name}": data for name, data in bag().items()},
     }
-    lts.publish_bag(PID, {**bag(), "dataset.json": b"of another day"}, "p1", Silent())
+    lts.publish_bag(PID, {**bag(), "dataset.json": b"of another day"}, "p1", "run-9-1", Silent())
     with pytest.raises(LtsFault, match="a complete bag lies in") as caught:
-        lts.publish_bag(PID, bag("p2"), "p2", Silent())
+        lts.publish_bag(PID, bag("p2"), "p2", "run-9-1", Silent())
     assert not caught.value.retryable
     assert everything(root) == before
 
@@ -579,7 +590,7 @@ def test_p11_an_incomplete_bag_is_written_over_and_what_killed_attempts_left_goe
     (root / PID / "bag-info.txt").write_bytes(b"Archiver-Plan: p0\n")
     for left in ("data/.1.tar.gz.run-1-1.partial", ".bagit.txt.bag.partial", "data/2.tar.gz"):
         (root / PID / left).write_bytes(b"left")
-    lts.publish_bag(PID, bag(), "p1", Silent())
+    lts.publish_bag(PID, bag(), "p1", "run-9-1", Silent())
     assert sorted(everything(root)) == sorted(f"{PID}/{name}" for name in [*bag(), BLOCK, MANIFEST])
     assert (root / PID / "bag-info.txt").read_bytes() == b"Archiver-Plan: p1\n"
 
@@ -589,7 +600,7 @@ def test_p11_no_bag_is_said_to_be_complete_that_lacks_a_file(lts: FileSystemLts,
     (root / PID / MANIFEST).unlink()
     (root / PID / BLOCK).rename(root / "taken away")
     with pytest.raises(IntegrityMismatch, match="no longer on the LTS") as caught:
-        lts.publish_bag(PID, bag(), "p1", Silent())
+        lts.publish_bag(PID, bag(), "p1", "run-9-1", Silent())
     assert "2 missing" in str(caught.value.found)
     assert not (root / PID / "tagmanifest-sha256.txt").exists()
 
@@ -601,20 +612,20 @@ def test_a_bag_file_that_cannot_be_made_durable_leaves_the_bag_incomplete(
     verified(root)
     with monkeypatch.context() as patch:
         calls = FailingCalls(patch, "fsync", 0)
-        lts.publish_bag(PID, bag(), "p1", Silent())
-        at = next(n for n, path in enumerate(calls.calls) if Path(path).name == f".{file}.bag.partial")
+        lts.publish_bag(PID, bag(), "p1", "run-9-1", Silent())
+        at = next(n for n, path in enumerate(calls.calls) if Path(path).name == f".{file}.run-9-1.partial")
     for name in BAG:
         (root / PID / name).unlink()
     with monkeypatch.context() as patch:
         FailingCalls(patch, "fsync", at)
         with pytest.raises(LtsFault, match="Input/output error"):
-            lts.publish_bag(PID, bag(), "p1", Silent())
+            lts.publish_bag(PID, bag(), "p1", "run-9-1", Silent())
     assert not (root / PID / "tagmanifest-sha256.txt").exists()
     assert [name for name in everything(root) if name.endswith(".partial")] == []
-    lts.publish_bag(PID, bag(), "p1", Silent())
+    lts.publish_bag(PID, bag(), "p1", "run-9-1", Silent())
 
 
-# --- survey, removal, condemnation ------------------------------------------------------------------------------------
+# --- survey, removal, quarantine ------------------------------------------------------------------------------------
 
 
 def made(root: Path, n: int = 1) -> str:
@@ -624,13 +635,15 @@ def made(root: Path, n: int = 1) -> str:
     return making._plan.plan_id  # type: ignore[no-any-return,attr-defined]
 
 
-def condemned(root: Path) -> dict[str, bytes]:
+def quarantined(root: Path) -> dict[str, bytes]:
     """By the name that it had."""
-    folder = root / ".archiver" / "condemned"
-    notes = [(json.loads(path.read_text()), path) for path in folder.glob("*.why.json")]
+    folder = root / ".archiver" / "quarantine"
+    notes = [(json.loads(path.read_text()), path) for path in folder.rglob("*.why.json")]
     assert all(note["reason"] for note, _ in notes)
     found = {note["was"]: Path(str(path).removesuffix(".why.json")).read_bytes() for note, path in notes}
-    assert len(list(folder.iterdir())) == 2 * len(found), "nothing without a reason, no reason without its file"
+    assert len([path for path in folder.rglob("*") if path.is_file()]) == 2 * len(found), (
+        "nothing without a reason, no reason without its file"
+    )
     return found
 
 
@@ -654,7 +667,7 @@ def test_p3_what_another_plan_left_is_set_aside_and_not_a_byte_of_it_lost(
     before = {name: data for name, data in everything(root).items() if name.startswith(PID)}
     survey = lts.survey(PID, "f" * 32 if damage == "other plan" else plan, 1)
     assert (survey.reusable, survey.superseded, survey.removed) == ([], 1, 0)
-    assert condemned(root) == before
+    assert quarantined(root) == before
     assert lts.survey(PID, plan, 1).superseded == 0
 
 
@@ -663,20 +676,20 @@ def test_p3_a_crash_between_datablock_and_manifest_loses_nothing_that_was_verifi
 ) -> None:
     made(root)
     before = everything(root)
-    rename, done = Path.rename, [0]
+    rename, done = os.rename, [0]
 
-    def once(path: Path, target: Path) -> Path:
+    def once(path: Path, target: Path) -> None:
         done[0] += 1
-        if done[0] > 1:
+        if done[0] > 2:
             raise KeyboardInterrupt
-        return rename(path, target)
+        rename(path, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "rename", once)
+        patch.setattr(os, "rename", once)
         with pytest.raises(KeyboardInterrupt):
             lts.survey(PID, "f" * 32, 1)
     lts.survey(PID, "f" * 32, 1)
-    assert condemned(root) == before
+    assert quarantined(root) == before
 
 
 def test_a_survey_removes_what_did_not_verify(lts: FileSystemLts, root: Path) -> None:
@@ -692,12 +705,12 @@ def test_a_manifest_whose_datablock_is_gone_does_not_vouch_for_another(lts: File
     plan = made(root)
     (root / PID / BLOCK).unlink()
     assert lts.survey(PID, plan, 1).reusable == []
-    assert list(condemned(root)) == [f"{PID}/{MANIFEST}"]
+    assert list(quarantined(root)) == [f"{PID}/{MANIFEST}"]
 
 
 def test_p3_a_complete_bag_is_never_touched(lts: FileSystemLts, root: Path) -> None:
     verified(root)
-    lts.publish_bag(PID, bag(), "p1", Silent())
+    lts.publish_bag(PID, bag(), "p1", "run-9-1", Silent())
     (root / PID / "data/2.tar.gz").write_bytes(b"strange, but not ours to remove")
     before = everything(root)
     survey = lts.survey(PID, "p1", 1)
@@ -745,14 +758,14 @@ def test_folders_left_empty_go_but_never_the_one_that_datasets_share(lts: FileSy
     assert (root / PID).parent.is_dir()
 
 
-def test_p3_what_is_condemned_keeps_its_bytes_and_says_why(lts: FileSystemLts, root: Path) -> None:
+def test_p3_what_is_in_quarantine_keeps_its_bytes_and_says_why(lts: FileSystemLts, root: Path) -> None:
     verified(root)
     for name in (BLOCK, MANIFEST, BLOCK, "data/7.tar.gz"):
-        lts.condemn(PID, name, "did not verify")
-    assert condemned(root) == {f"{PID}/{BLOCK}": b"datablock", f"{PID}/{MANIFEST}": b"manifest"}
+        lts.quarantine(PID, name, "did not verify")
+    assert quarantined(root) == {f"{PID}/{BLOCK}": BLOCK_BYTES, f"{PID}/{MANIFEST}": MANIFEST_BYTES}
     verified(root, data=b"again")
-    lts.condemn(PID, BLOCK, "did not verify again")
-    assert b"again" in everything(root / ".archiver" / "condemned").values()
+    lts.quarantine(PID, BLOCK, "did not verify again")
+    assert b"again" in everything(root / ".archiver" / "quarantine").values()
 
 
 @pytest.mark.parametrize("call", [name for name in CALLS if name not in ("space", "wait_for_space", "path_of")])

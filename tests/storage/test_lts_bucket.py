@@ -184,7 +184,7 @@ def test_the_store_refuses_a_part_whose_bytes_changed_on_the_way(
     assert lts.listed() == []
 
 
-@pytest.mark.parametrize("work", ["copy", "condemn"])
+@pytest.mark.parametrize("work", ["copy", "quarantine"])
 def test_a_store_that_needs_long_to_put_the_parts_together_is_waited_for(s3: S3Settings, work: str) -> None:
     lts = Lts(s3)
     proxy = FaultyS3(str(s3.endpoint)).start()
@@ -197,19 +197,19 @@ def test_a_store_that_needs_long_to_put_the_parts_together_is_waited_for(s3: S3S
             told.append(text)
 
     digest = hashlib.sha256(BYTES).hexdigest()
-    if work == "condemn":
+    if work == "quarantine":
         lts.copy()
-    proxy.faults.append(S3Fault("POST", r"1\.tar\.gz\?uploadId=", before=lambda: time.sleep(4)))
+    proxy.faults.append(S3Fault("POST", r"1\.tar\.gz[^?]*\?uploadId=", before=lambda: time.sleep(4)))
     try:
         if work == "copy":
             given = {"size": len(BYTES), "sha256": digest, "attempt": "r-1", "promise": "p"}
             slow.copy_in(PID, BLOCK, pieces(BYTES), progress=Noting(), **given)  # type: ignore[arg-type]
         else:
-            slow.condemn(PID, BLOCK, "a test", Noting())
+            slow.quarantine(PID, BLOCK, "a test", progress=Noting())
     finally:
         proxy.stop()
-    (key,) = [key for key in lts.listed() if key.endswith(".tar.gz")]
-    assert (lts.raw(key), key.startswith(".archiver/condemned/")) == (BYTES, work == "condemn")
+    (key,) = [key for key in lts.listed() if "1.tar.gz" in key and not key.endswith(".why.json")]
+    assert (lts.raw(key), key.startswith(".archiver/quarantine/")) == (BYTES, work == "quarantine")
     # Whoever heartbeats by it is alive.
     assert told.count("waiting for the LTS") >= 3
 
@@ -291,10 +291,10 @@ def bag(plan: str = PLAN, data: bytes = BYTES, manifest: bytes = MADE.manifest) 
 
 def test_p11_a_bag_is_complete_with_its_last_file_and_then_stays(lts: Lts) -> None:
     lts.archived()
-    lts.lts.publish_bag(PID, bag(), PLAN, Silent())
-    lts.lts.publish_bag(PID, bag(), PLAN, Silent())
+    lts.lts.publish_bag(PID, bag(), PLAN, "run-9-1", Silent())
+    lts.lts.publish_bag(PID, bag(), PLAN, "run-9-1", Silent())
     with pytest.raises(LtsFault, match="a complete bag lies in") as caught:
-        lts.lts.publish_bag(PID, bag("other"), "other", Silent())
+        lts.lts.publish_bag(PID, bag("other"), "other", "run-9-1", Silent())
     assert not caught.value.retryable
     survey = lts.lts.survey(PID, PLAN, 1)
     assert (survey.complete, survey.reusable) == (True, [1])
@@ -309,7 +309,7 @@ def test_p11_no_bag_is_complete_that_lacks_a_file(lts: Lts) -> None:
     lts.archived()
     lts.bucket.delete([f"in/{PID}/{MANIFEST}"])
     with pytest.raises(IntegrityMismatch, match="no longer on the LTS"):
-        lts.lts.publish_bag(PID, bag(), PLAN, Silent())
+        lts.lts.publish_bag(PID, bag(), PLAN, "run-9-1", Silent())
     assert lts.lts.plan_of_bag(PID) is None
 
 
@@ -322,8 +322,8 @@ def test_a_survey_keeps_what_is_verified_removes_what_is_not_and_loses_nothing(l
     assert list(lts.bucket.open_uploads("")) == []
     assert lts.lts.survey(PID, "f" * 32, 3).superseded == 1
     there = [key for key in lts.listed() if not key.endswith(".why.json")]
-    assert [lts.raw(key) for key in there] == [BYTES, MADE.manifest]
-    assert all(key.startswith(".archiver/condemned/") for key in there)
+    assert [lts.raw(key) for key in there] == [MADE.manifest, BYTES]
+    assert all(key.startswith(".archiver/quarantine/") for key in there)
     whys = [json.loads(lts.raw(key)) for key in lts.listed() if key.endswith(".why.json")]
     assert {why["was"] for why in whys} == {f"{PID}/{BLOCK}", f"{PID}/{MANIFEST}"}
 
@@ -362,7 +362,7 @@ def test_glacier_is_read_back_before_it_changes_class_and_small_files_stay_reada
     assert glacier.storage_class() == "STANDARD"
     assert (glacier.prove().level, glacier.storage_class()) == ("host", "GLACIER")
     glacier.lts.put_small(PID, MANIFEST, MADE.manifest, "r-1-1")
-    glacier.lts.publish_bag(PID, bag(), PLAN, Silent())
+    glacier.lts.publish_bag(PID, bag(), PLAN, "run-9-1", Silent())
     classes = {key: glacier.storage_class(key) for key in glacier.listed()}
     assert {key for key, found in classes.items() if found != "STANDARD"} == {f"{PID}/{BLOCK}"}
     assert glacier.lts.size_of(PID, BLOCK) == len(BYTES)
@@ -470,18 +470,20 @@ def test_a_restored_copy_that_ends_within_a_day_is_asked_for_again(moto: S3Setti
     assert len(restoring.asked) == 2
 
 
-def test_glacier_what_another_plan_left_is_restored_before_it_is_set_aside(glacier: Lts, restoring: Restores) -> None:
+def test_glacier_what_another_plan_left_is_restored_before_it_goes_into_quarantine(
+    glacier: Lts, restoring: Restores
+) -> None:
     glacier.archived()
     before = glacier.listed()
-    with pytest.raises(LtsFault, match="is to be set aside") as caught:
+    with pytest.raises(LtsFault, match="is to be taken into quarantine") as caught:
         glacier.lts.survey(PID, "f" * 32, 1)
     assert caught.value.retryable
     assert glacier.listed() == before
     restoring.ended = True
     assert glacier.lts.survey(PID, "f" * 32, 1).superseded == 1
-    condemned = [key for key in glacier.listed() if not key.endswith(".why.json")]
-    assert [glacier.storage_class(key) for key in condemned] == ["GLACIER", "STANDARD"]
-    assert all(key.startswith(".archiver/condemned/") for key in condemned)
+    quarantined = [key for key in glacier.listed() if not key.endswith(".why.json")]
+    assert [glacier.storage_class(key) for key in quarantined] == ["STANDARD", "GLACIER"]
+    assert all(key.startswith(".archiver/quarantine/") for key in quarantined)
 
 
 def test_other_archive_tiers_are_told_by_the_store(glacier: Lts, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from archiver.storage.objects import Bucket
 from tests.datablock.making import packed
 from tests.storage.test_lts_bucket import ARCHIVE, BLOCK, MANIFEST, MIB, PID, Lts, bag, pieces
 
-BYTES, MADE = packed({"one": os.urandom(5 * MIB), "two": b"small"}, chunk=MIB)
+BYTES, MADE = packed({"one": os.urandom(10 * MIB), "two": b"small"}, chunk=MIB)
 """Two parts."""
 PLAN = ManifestReader([MADE.manifest]).header.plan
 BAG = bag(PLAN, BYTES, MADE.manifest)
@@ -70,7 +70,7 @@ def archive(lts: BucketLts) -> None:
         )
         lts.prove(PID, BLOCK, MADE.manifest, staged=lambda: map(memoryview, pieces(BYTES)), progress=Silent())
         lts.put_small(PID, MANIFEST, MADE.manifest, "r-1")
-    lts.publish_bag(PID, BAG, PLAN, Silent())
+    lts.publish_bag(PID, BAG, PLAN, "run-9-1", Silent())
 
 
 def again(lts: Lts) -> BucketLts:
@@ -100,7 +100,7 @@ def test_p5_a_death_at_any_request_is_mended_by_the_next_run(
         where = f"{when} request {number}"
         assert lts.storage_class() == ("GLACIER" if kind == "glacier" else "STANDARD"), where
         assert list(lts.bucket.open_uploads("")) == [], where
-        assert [key for key in lts.listed() if key.startswith(".archiver/condemned")] == [], where
+        assert [key for key in lts.listed() if key.startswith(".archiver/quarantine")] == [], where
         assert sorted(lts.listed()) == sorted([f"{PID}/{name}" for name in (BLOCK, MANIFEST, *BAG)]), where
         if kind == "glacier":
             assert next_run.recall(PID, BLOCK), where

@@ -22,7 +22,7 @@ from tests.storage.test_lts import PID, copy
 STEPS: list[Callable[[FileSystemLts], object]] = [
     lambda lts: copy(lts, DATA),
     lambda lts: lts.put_small(PID, "data/1.manifest.jsonl.gz", MANIFEST, "run-1"),
-    lambda lts: lts.publish_bag(PID, BAG, "p1", Silent()),
+    lambda lts: lts.publish_bag(PID, BAG, "p1", "run-9-1", Silent()),
 ]
 TOLD = [dict(list(WHOLE.items())[:1]), {f"{PID}/{name}": data for name, data in PAYLOAD.items()}, WHOLE]
 

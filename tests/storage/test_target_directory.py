@@ -448,7 +448,7 @@ def test_thousands_of_files_in_one_folder_sync_it_once(
     assert len(os.listdir(folder)) == 5000
 
 
-def test_a_failed_fsync_condemns_the_file(
+def test_after_a_failed_fsync_the_file_is_given_up(
     target: RetrievalDirectory, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(descriptor: int) -> None:

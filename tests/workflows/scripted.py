@@ -124,7 +124,7 @@ def _request_type(name: str) -> type[m.Wire]:
         "wait-for-lts-space": m.SpaceRequest,
         "copy-to-lts": m.CopyRequest,
         "verify-in-lts": m.VerifyRequest,
-        "condemn-datablock": m.DatablockRef,
+        "quarantine-datablock": m.DatablockRef,
         "finish-dataset": m.FinishDatasetRequest,
         "fail-dataset": m.FailDatasetRequest,
         "clean-staging": m.PidRequest,

@@ -114,7 +114,7 @@ async def test_p5_users_are_told_of_a_failure_while_lts_and_staging_are_out(serv
     assert "staged objects are left" in finish.outcomes[0].message
 
 
-async def test_bytes_that_do_not_verify_are_set_aside_and_made_anew_from_the_source(serve: Serve) -> None:
+async def test_bytes_that_do_not_verify_go_into_quarantine_and_are_made_anew_from_the_source(serve: Serve) -> None:
     script = unique(Script(datablocks=1))
     results = iter([content_error("differs", "system", "IntegrityMismatch"), None])
 
@@ -128,7 +128,7 @@ async def test_bytes_that_do_not_verify_are_set_aside_and_made_anew_from_the_sou
     assert result.counts.archived == 1
     assert [request.fresh for request in script.of("pack-datablock")] == [False, True]
     names = script.names()
-    assert names.count("condemn-datablock") == 1
+    assert names.count("quarantine-datablock") == 1
 
 
 async def test_verified_datablocks_of_an_earlier_try_are_read_again_and_not_packed(serve: Serve) -> None:
