@@ -1,6 +1,6 @@
 """Reading a file past this host's page cache: O_DIRECT with several buffers, else fsync and DONTNEED, and say which.
 
-An ordinary read may return the old good bytes of a damaged file from the page cache (reliability-notes M1).
+An ordinary read may return the old good bytes of a damaged file from the page cache.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class PastCacheReader:
 
     A chunk stays valid until the next but one is asked for, so that one can be worked on while the next is read.
     ``how`` says afterwards how they were read: ``O_DIRECT``, or ``fsync+DONTNEED`` where the file system has no O_DIRECT
-    or ``direct_io`` is ``never``. ``level`` says what that proves (reliability-notes V5): ``host``, or ``cache`` on a
+    or ``direct_io`` is ``never``. ``level`` says what that proves: ``host``, or ``cache`` on a
     file system that lies in memory. Raises ``OSError`` as the system gives it.
     """
 

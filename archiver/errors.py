@@ -1,4 +1,4 @@
-"""Every error the archiver raises on purpose: one root, three branches (design section 7).
+"""Every error the archiver raises on purpose: one root, three branches.
 
 ArchiverError
 |-- ContentError      the user must act: what the catalogue says and what lies there differ. Never retried.
@@ -9,7 +9,7 @@ ArchiverError
 |   |-- DestinationRefused, TargetDiffers                        where retrieved data is to go, or what lies there
 |   `-- UnknownDataset, UnknownFiles                             the job names a pid, or files, that SciCat does not know
 |-- SystemFault       the operator or time must act. Retried, unless ``retryable`` is false.
-|   |-- SourceFault, StagingFault, LtsFault, TargetFault, CatalogueFault, OwnFault   the side it belongs to (rule 7)
+|   |-- SourceFault, StagingFault, LtsFault, TargetFault, CatalogueFault, OwnFault   the side it belongs to
 |   |-- StagedLost                                               a staged object that is to be made again
 |   |-- LtsMarkerMissing, LtsFull, NoBag, NotRecalled, TargetFull LTS and retrieval target, special cases
 |   |-- JobNotWritable                                           SciCat refuses every status of a job (a CatalogueFault)

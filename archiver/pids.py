@@ -1,7 +1,7 @@
 """Dataset pids as names elsewhere: reversible, and never two pids for one name.
 
 SciCat's usual pid is ``<prefix>/<suffix>`` (``20.500.11935/0e54...``), but with privilege it is any string
-(scicat-contract 2.1). The usual form keeps its shape as a path of two segments, so that people find it; any other pid
+(SciCat then checks nothing). The usual form keeps its shape as a path of two segments, so that people find it; any other pid
 becomes one segment ``pid=<percent-encoded>``. ``=`` is in no segment of the usual form, so the two never meet.
 """
 
@@ -14,7 +14,7 @@ from urllib.parse import quote, unquote
 _USUAL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}/[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
 _OTHER = "pid="
 MAX_WORKFLOW_ID = 200
-"""Characters; servers on SQL may cap workflow ids at 255 (scicat-contract 9.8)."""
+"""Characters; servers on SQL may cap workflow ids at 255."""
 
 
 def pid_path(pid: str) -> str:

@@ -136,7 +136,7 @@ class SciCatSettings(Section):
     connect_timeout_seconds: float = Field(10, gt=0)
     """For opening a connection."""
     read_timeout_seconds: float = Field(60, gt=35)
-    """For an answer; above 35 s, because SciCat hangs 30 s on a lost database before it answers (contract 5)."""
+    """For an answer; above 35 s, because SciCat hangs 30 s on a lost database before it answers."""
     max_answer_bytes: int = Field(64 * 2**20, ge=2**20)
     """An answer larger than this is refused."""
 
@@ -318,7 +318,7 @@ class DatablockSettings(Section):
     max_files: int = Field(20_000, ge=1, le=50_000)
     """Files per datablock."""
     max_metadata_bytes: int = Field(8_000_000, ge=10_000, le=15_000_000)
-    """Bytes of SciCat metadata (JSON) per datablock; SciCat refuses bodies over 16 MB with a 500 (contract 3.4)."""
+    """Bytes of SciCat metadata (JSON) per datablock; SciCat refuses bodies over 16 MB with a 500."""
     format: Literal["tar.gz", "tar", "tar.zst"] = "tar.gz"
     """Output format."""
     level: int = Field(1, ge=1, le=3)
@@ -412,7 +412,7 @@ class ArchiveSettings(Section):
     datablocks_at_once: int = Field(4, ge=1, le=100)
     """Datablocks of one dataset in work at a time."""
     archivable_after_failure: bool = True
-    """After a failure the dataset is archivable again, so that a new job can be submitted (contract 2.5)."""
+    """After a failure the dataset is archivable again, so that a new job can be submitted."""
     give_up_after_hours: float = Field(72, gt=0)
     """How long system errors of one step are retried before the dataset is given up as failed."""
 
@@ -424,7 +424,7 @@ class ArchiveSettings(Section):
 
 
 class SlotSettings(Section):
-    """Concurrent activities per worker process and queue (design section 5)."""
+    """Concurrent activities per worker process and queue."""
 
     catalogue: int = Field(20, ge=1)
     """SciCat calls."""
