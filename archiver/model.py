@@ -630,6 +630,10 @@ class SweepRequest(Wire):
     """Input of ``Sweep`` and ``SweepLeftovers``, and of their steps. ``dry_run``: say what would be done, change nothing."""
 
     dry_run: bool = False
+    looks: int = 1
+    """How often one run of ``Sweep`` looks at SciCat's jobs."""
+    every_seconds: float = 60
+    """Between two looks."""
 
 
 class SweepJobsResult(Wire):

@@ -34,6 +34,12 @@ SUMMARIES = {
 CATCH_UP = timedelta(minutes=1)
 """Sweeps that a Temporal that was down missed are not made up for: the next one finds it all."""
 
+RUN_SECONDS = 1800.0
+"""One run of ``Sweep`` looks again and again for so long: the Web UI's list would be full of runs of one look each. So long, too,
+until a schedule that somebody paused, or a changed period, takes effect."""
+STUCK = timedelta(hours=2)
+"""A run that cannot go on (its code was changed beneath it) keeps the next one away no longer."""
+
 KNOWN_SECONDS = 60
 
 Step = tuple[str, bool]
@@ -51,11 +57,13 @@ def wanted(settings: SweepSettings) -> dict[str, Schedule | None]:
 
 
 def _schedule(name: str, workflow: str, seconds: float) -> Schedule:
+    looks = max(1, int(RUN_SECONDS / seconds)) if name == JOBS else 1
     return Schedule(
         action=ScheduleActionStartWorkflow(
             workflow,
-            m.SweepRequest(),
+            m.SweepRequest(looks=looks, every_seconds=seconds),
             id=name,
+            execution_timeout=STUCK if name == JOBS else None,
             task_queue=steps.WORKFLOWS,
             typed_search_attributes=TypedSearchAttributes([SearchAttributePair(OPERATION, "sweep")]),
             static_summary=SUMMARIES[name],
@@ -120,7 +128,9 @@ def _same(there: ScheduleDescription, schedule: Schedule) -> bool:
 
     def facts(one: Schedule) -> tuple[object, ...]:
         action = one.action
-        run = (action.workflow, action.id, action.task_queue) if isinstance(action, ScheduleActionStartWorkflow) else ()
+        run: tuple[object, ...] = ()
+        if isinstance(action, ScheduleActionStartWorkflow):
+            run = (action.workflow, action.id, action.task_queue, action.execution_timeout)
         every = [interval.every for interval in one.spec.intervals]
         return run, every, one.policy.overlap, one.policy.catchup_window
 

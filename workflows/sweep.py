@@ -33,8 +33,23 @@ class Sweep:
 
     @workflow.run
     async def run(self, request: m.SweepRequest) -> m.SweepJobsResult:
-        """Fails where SciCat or Temporal cannot be asked; the next sweep comes by itself."""
-        done = m.SweepJobsResult(more=True)
+        """Fails where SciCat or Temporal cannot be asked at the last look; the next sweep comes by itself."""
+        done = m.SweepJobsResult()
+        for left in reversed(range(request.looks)):
+            try:
+                done = await self.look(request, done)
+            except ActivityError as error:
+                if not left or is_cancelled_exception(error):
+                    raise
+                workflow.logger.warning("sweep: %s", explain(error).message)
+                details("jobs could not be swept", [("PROBLEM", explain(error).message)])
+            if not left or workflow.info().is_continue_as_new_suggested():
+                break
+            await workflow.sleep(request.every_seconds, summary="until the next look")
+        return done
+
+    async def look(self, request: m.SweepRequest, done: m.SweepJobsResult) -> m.SweepJobsResult:
+        """One look at all of SciCat's jobs; ``done`` and what it did."""
         for _ in range(1 if request.dry_run else STEPS_PER_SWEEP):
             done = done.plus(
                 await steps.SWEEP_JOBS.run(request, policy=POLICY, summary="start what SciCat has and nobody started")

@@ -21,17 +21,18 @@ class Sweeper:
         self._system = system
         self._queue = queue
 
-    async def jobs(self, *, dry_run: bool = False) -> m.SweepJobsResult:
+    async def jobs(self, *, dry_run: bool = False, looks: int = 1, every_seconds: float = 60) -> m.SweepJobsResult:
         """One sweep for jobs, to its end."""
-        return m.SweepJobsResult.model_validate(await self._run("Sweep", dry_run))
+        request = m.SweepRequest(dry_run=dry_run, looks=looks, every_seconds=every_seconds)
+        return m.SweepJobsResult.model_validate(await self._run("Sweep", request))
 
     async def leftovers(self, *, dry_run: bool = False) -> m.SweepLeftoversResult:
         """One sweep for leftovers, to its end."""
-        return m.SweepLeftoversResult.model_validate(await self._run("SweepLeftovers", dry_run))
+        return m.SweepLeftoversResult.model_validate(await self._run("SweepLeftovers", m.SweepRequest(dry_run=dry_run)))
 
-    async def _run(self, kind: str, dry_run: bool) -> object:
+    async def _run(self, kind: str, request: m.SweepRequest) -> object:
         return await self._system.client.execute_workflow(
-            kind, m.SweepRequest(dry_run=dry_run), id=f"test-{secrets.token_hex(4)}", task_queue=self._queue
+            kind, request, id=f"test-{secrets.token_hex(4)}", task_queue=self._queue
         )
 
 

@@ -242,6 +242,32 @@ async def test_a_sweep_that_scicat_does_not_answer_fails_and_the_next_one_does_i
     assert await open_job(system, job)
 
 
+@pytest.mark.one_version
+async def test_one_run_looks_again_and_again_also_after_a_look_that_scicat_did_not_answer(
+    make_system: MakeSystem,
+) -> None:
+    system = await make_system()
+    first = await system.job(await system.dataset(FILES))
+    system.standin.faults.append(Fault("GET", "/jobs$", times=1, status=400))
+    async with sweeping(system, "catalogue") as sweeper:
+        sweep = asyncio.create_task(sweeper.jobs(looks=3, every_seconds=3))
+        await until(lambda: runs(system, first), "the second look starts it")
+        second = await system.job(await system.dataset(FILES))
+        done = await sweep
+    assert len(await runs(system, second)) == 1
+    assert (done.started, [line.partition(":")[0] for line in done.lines]) == (2, [first, second])
+    assert await swept(system) == 2
+
+
+@pytest.mark.one_version
+async def test_a_run_whose_last_look_is_not_answered_fails(make_system: MakeSystem) -> None:
+    system = await make_system()
+    system.standin.faults.append(Fault("GET", "/jobs$", times=10_000, status=400))
+    async with sweeping(system, "catalogue") as sweeper:
+        with pytest.raises(WorkflowFailureError):
+            await sweeper.jobs(looks=2, every_seconds=0.1)
+
+
 async def test_a_job_that_scicat_chokes_on_keeps_no_other_waiting(make_system: MakeSystem) -> None:
     system = await make_system()
     first, second = [await system.job(await system.dataset(FILES)) for _ in range(2)]
@@ -327,9 +353,12 @@ async def _all_run(sweeper: Any, jobs: int) -> Any:
 
 
 async def swept(system: System) -> int:
-    """How many sweeps have ended."""
-    query = "WorkflowType = 'Sweep' AND ExecutionStatus = 'Completed'"
-    return (await system.client.count_workflows(query)).count
+    """How often sweeps have looked: one run looks many times."""
+    looks = 0
+    async for one in system.client.list_workflows("WorkflowType = 'Sweep'"):
+        history = await system.client.get_workflow_handle(one.id, run_id=one.run_id).fetch_history()
+        looks += sum(event.HasField("activity_task_completed_event_attributes") for event in history.events)
+    return looks
 
 
 async def _swept_since(system: System, before: int) -> bool:

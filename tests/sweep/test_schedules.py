@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from temporalio.client import Client, ScheduleOverlapPolicy
+from temporalio.client import Client, ScheduleActionStartWorkflow, ScheduleOverlapPolicy
 from temporalio.service import RPCError
 
+from archiver import model as m
 from archiver.settings import S3Settings
 from cli import servers
 from cli.schedules import JOBS, LEFTOVERS, RETRIEVED
@@ -58,6 +59,11 @@ async def test_setup_makes_the_schedules_once_and_leaves_one_that_somebody_pause
     }
     assert await schedules(system.client) == usual
     assert await made(system) == 0
+    description = await system.client.get_schedule_handle(JOBS).describe()
+    action = description.schedule.action
+    assert isinstance(action, ScheduleActionStartWorkflow)
+    (request,) = await description.data_converter.decode([action.args[0]], [m.SweepRequest])
+    assert (request.looks, request.every_seconds) == (30, 60), "half an hour: two rows an hour in the Web UI's list"
     await system.client.get_schedule_handle(JOBS).pause(note="beam time")
     assert await made(system) == 0
     assert await schedules(system.client) == usual | {JOBS: (timedelta(minutes=1), skip, True)}
