@@ -422,7 +422,11 @@ class ArchiveDataset(DatasetWork):
         """Remove the source files that the settings do not keep. One that stays changes no outcome; it is said in words."""
         try:
             deleted = await steps.DELETE_SOURCES.run(
-                ref, policy=self.request.policy, summary="remove the archived source files on a fresh proof"
+                ref,
+                policy=self.request.policy,
+                summary="remove the archived source files on a fresh proof",
+                # Each is read again right before.
+                size_bytes=ref.listed.size_bytes,
             )
         except ActivityError as error:
             why = explain(error).message

@@ -140,7 +140,7 @@ ROLL_BACK_LTS = Step[m.DatasetRef, m.Done]("roll-back-lts", LTS_BAG, m.Done, HOU
 QUARANTINE = Step[m.DatablockRef, m.Done]("quarantine-datablock", LTS_BAG, m.Done, HOUR)
 
 # --- deletion: the only step that may remove source files ----------------------------------------------------------------
-DELETE_SOURCES = Step[m.DatasetRef, m.DeleteResult]("delete-sources", DELETE, m.DeleteResult, 24 * HOUR)
+DELETE_SOURCES = Step[m.DatasetRef, m.DeleteResult]("delete-sources", DELETE, m.DeleteResult, 24 * HOUR, 5)
 
 # --- retrieval: LTS -> verified -> retrieval bucket or directory -----------------------------------------------------------
 BEGIN_RETRIEVE_JOB = Step[m.BeginJobRequest, w.BeginRetrieveJobResult]("begin-retrieve-job", CATALOGUE, w.BeginRetrieveJobResult, CALL)

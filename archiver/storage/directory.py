@@ -212,7 +212,7 @@ class DirectoryLanding:
         try:
             now = os.fstat(descriptor)
             if _version(now) != file.version:
-                raise self._changed(file, f"{now.st_size} B in another version")
+                raise self._changed(file, f"{now.st_size} B in version {_version(now)}")
             left = file.size
             while left:
                 chunk = os.read(descriptor, min(READ_BYTES, left))
@@ -226,7 +226,7 @@ class DirectoryLanding:
         finally:
             os.close(descriptor)
         if left or _version(now) != file.version:
-            raise self._changed(file, f"{now.st_size} B in another version")
+            raise self._changed(file, f"{now.st_size} B in version {_version(now)}")
 
     def _open(self, root: int, file: PlannedFile) -> int:
         check_path(file.path)
@@ -253,6 +253,8 @@ class DirectoryLanding:
         try:
             return sum(removal.remove(file, sha256) for file, sha256 in files)
         except OSError as error:
+            if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise self._no_right(error) from None
             raise self._fault(error) from None
         finally:
             removal.close()
@@ -270,7 +272,7 @@ class DirectoryLanding:
         try:
             found = os.fstat(descriptor)
             if _content(found) != (int(file.version.split(":")[0]), file.size):
-                raise self._changed(file, f"{found.st_size} B in another version")
+                raise self._changed(file, f"{found.st_size} B in version {_version(found)}")
             believed = self._settings.delete_check == "version" and self.certain(file.version)
             if not (believed and _version(found) == file.version):
                 digest = hashlib.sha256()
@@ -326,7 +328,7 @@ class DirectoryLanding:
             f"file {file.path!a} in {self.where} changed or vanished after the dataset was planned",
             expected=f"{file.size} B in version {file.version}",
             found=found,
-            next_step="let the files rest, then submit the job again",
+            next_step="let the files rest, then submit the job again; if nobody writes them, archiver doctor tries the mount",
             file=ascii(file.path),
         )
 
@@ -347,6 +349,16 @@ class DirectoryLanding:
             found=found,
             next_step="replace it by a regular file with a shorter path, or remove it, then submit the job again",
             file=name,
+        )
+
+    def _no_right(self, error: OSError) -> SourceFault:
+        """Not retried: the dataset is archived and reported, and its job's end is not to wait for somebody's rights."""
+        return SourceFault(
+            f"source files in {self.where} cannot be removed: {error.strerror}",
+            expected="folders that this user may write to, and files that it may read",
+            found=f"errno {error.errno}" + (f" at {ascii(error.filename)[:200]}" if error.filename else ""),
+            next_step="remove them by hand; for the next datasets let the user of the queue delete write there",
+            retryable=False,
         )
 
     def _fault(self, error: OSError) -> SourceFault:
@@ -442,6 +454,9 @@ class _Removal:
             return
         self.close()
         self._parent, self._below = _folder(self._root, below), below
+        if not os.access(b".", os.W_OK | os.X_OK, dir_fd=self._parent, effective_ids=True):
+            # Before the files are read.
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path_text(below))
         with os.scandir(self._parent) as entries:
             names = [name for entry in entries if (name := entry_bytes(entry)).startswith(REMOVING)]
         self._left_over = {name.rpartition(b".")[2]: name for name in names}

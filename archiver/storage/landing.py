@@ -8,6 +8,7 @@ one state of the file, for each byte was the same before and after all others we
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -22,6 +23,8 @@ from archiver.settings import LandingSettings, S3Settings
 from archiver.storage.directory import FRESH_SECONDS, DirectoryLanding, changed_while_read, no_version
 from archiver.storage.objects import GET_PART_BYTES, Bucket, Buffer, ObjectChanged, ObjectInfo, ObjectVersion
 
+CLOCKS_DIFFER_SECONDS = 3600.0
+"""At most so much, between the server's clock and ours: what is older is not fresh."""
 DELETING_THREADS = 8
 DELETING_AT_ONCE = 64
 
@@ -117,6 +120,8 @@ class S3Landing:
         self._bucket = bucket
         self._prefix = prefix
         self._settings = settings or LandingSettings()
+        self._first_asked = 0.0
+        """When the server was asked for its time, by its clock; no file is read before that is known."""
         self.where = f"s3://{bucket.name}/{prefix}"
 
     def list(self) -> Iterator[SourceFile]:
@@ -152,14 +157,15 @@ class S3Landing:
         """As ``Landing``; the planned version is demanded of every answer. The files are listed again after the last byte:
         behind some gateways a file that is written in place keeps its ETag.
         """
-        # Times in headers are whole seconds.
-        fresh = self._bucket.server_time() - FRESH_SECONDS
         done: dict[str, tuple[int, str]] = {}
-        wanted = ((file, self._prefix + file.path, file.size, _version(file.version)) for file in files)
+        # Whether a file is to be read twice is asked before it is read.
+        wanted = (
+            ((file, self._to_read_twice(file)), self._prefix + file.path, file.size, _version(file.version))
+            for file in files
+        )
         reads = self._bucket.read_many(wanted, ahead_bytes=ahead_bytes, ahead_requests=ahead_objects)
         try:
-            for file, chunks in reads:
-                twice = not self.certain(file.version) or _version(file.version).modified > fresh
+            for (file, twice), chunks in reads:
                 yield file, self._twice(file, chunks, progress) if twice else self._once(file, chunks)
                 done[file.path] = file.size, file.version
         except ObjectChanged as changed:
@@ -168,6 +174,17 @@ class S3Landing:
         finally:
             reads.close()  # type: ignore[attr-defined]
         self._check_unchanged(done, progress)
+
+    def _to_read_twice(self, file: PlannedFile) -> bool:
+        if not self.certain(file.version):
+            return True
+        modified = _version(file.version).modified
+        if modified < time.time() - CLOCKS_DIFFER_SECONDS:
+            return False
+        if not self._first_asked:
+            self._first_asked = self._bucket.server_time()
+        # Times in headers are whole seconds.
+        return modified > self._first_asked - FRESH_SECONDS
 
     def _once(self, file: PlannedFile, chunks: Iterator[Buffer]) -> Iterator[Buffer]:
         try:

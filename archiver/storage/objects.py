@@ -64,6 +64,7 @@ RETRY_SECONDS = 60
 ATTEMPTS = 4
 """The same for boto3, which counts."""
 _OTHER_VERSION = ("PreconditionFailed", "412", "ConditionalRequestConflict", "409", "NoSuchKey", "404")
+_NO_RIGHT = ("AccessDenied", "AllAccessDisabled", "MethodNotAllowed", "403", "405")
 _NO_CONDITIONS = ("NotImplemented", "501", "InvalidRequest", "InvalidArgument", "400")
 """What stores answer to ``If-Match`` in a delete that they do not know."""
 NO_BATCHES = ("NotImplemented", "501", "MissingContentMD5", "InvalidRequest", "MalformedXML", "MethodNotAllowed", "405")
@@ -284,6 +285,14 @@ class Bucket:
                 code = error.response["Error"]["Code"]
                 if code in _OTHER_VERSION:
                     return False
+                if code in _NO_RIGHT:
+                    raise self._side(
+                        f"object {key[:200]!a} in bucket {self.name} cannot be deleted",
+                        expected="the right s3:DeleteObject for our S3 account, and no lock",
+                        found=f"the server answers {code}",
+                        next_step="delete what is to go by hand; for the next time give our account that right",
+                        retryable=False,
+                    ) from None
                 if not etag or code not in _NO_CONDITIONS:
                     raise
                 self.boto.delete_object(Bucket=self.name, Key=key)

@@ -16,6 +16,7 @@ import psutil
 from botocore.config import Config
 
 from tests.cli.running import archiver, command, environment
+from tests.spawn import spawn
 
 START_SECONDS = 300
 
@@ -31,7 +32,7 @@ class Dev:
     def launch(self, *arguments: str, **more: str) -> subprocess.Popen[str]:
         """Begin to start it."""
         with (self.folder / "said.txt").open("a") as said:
-            self.process = subprocess.Popen(
+            self.process = spawn(
                 command("dev", "--data-dir", self.data, *arguments),
                 cwd=self.folder,
                 env=environment(**more),

@@ -17,6 +17,7 @@ from archiver import errors, model
 from cli import exits, jobs, main
 from cli.servers import free_port
 from tests.cli.running import archiver, command, environment
+from tests.spawn import spawn
 
 
 @pytest.mark.parametrize(
@@ -170,7 +171,7 @@ def test_ctrl_c_is_130(tmp_path: Path) -> None:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         more = environment(TEMPORAL_ADDRESS=f"127.0.0.1:{silent.getsockname()[1]}")
-        running = subprocess.Popen(
+        running = spawn(
             command("status", "x"), cwd=tmp_path, env=more, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
         silent.settimeout(60)

@@ -26,6 +26,7 @@ from tests.pipeline.conftest import MakeSystem
 from tests.pipeline.gate import gate_before_s3, landing_through
 from tests.pipeline.moments import MIB, dataset_workflow, full_lts, noise, until
 from tests.pipeline.system import System
+from tests.spawn import spawn
 
 WAITS = "waits for LTS space: needs"
 
@@ -37,7 +38,7 @@ async def test_watch_says_a_line_per_change_and_ends_as_the_job_does(served: Sys
         job = await served.job(good, bad)
         await served.start_job(job)
         await waiting_for_space(served, good)
-        process = subprocess.Popen(
+        process = spawn(
             command("-c", served.config, "watch", job),
             env=environment(),
             stdout=subprocess.PIPE,
@@ -74,7 +75,7 @@ async def test_ctrl_c_leaves_the_job_running_and_says_so(served: System) -> None
         job = await served.job(pid)
         handle = await served.start_job(job)
         await waiting_for_space(served, pid)
-        process = subprocess.Popen(
+        process = spawn(
             command("-c", served.config, "watch", job),
             env=environment(),
             stdout=subprocess.PIPE,
@@ -115,7 +116,7 @@ async def test_on_a_terminal_there_are_bars_and_no_colour_where_it_is_not_wanted
         await waiting_for_space(served, pid)
         ours, theirs = pty.openpty()
         more = {"NO_COLOR": "1"} if no_color else {}
-        process = subprocess.Popen(
+        process = spawn(
             command("-c", served.config, "watch", pid, "--timeout", "0"),
             env=environment(TERM="xterm-256color", COLUMNS="120", **more),
             stdout=subprocess.DEVNULL,

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -56,6 +58,23 @@ async def test_p1_exactly_the_archived_files_go_and_what_is_surplus_or_changed_s
     assert landing(system, pid) == {"raw/b.h5": 500, "raw/surplus.h5": 7, "raw/a.h5.bak": 3}
     (outcome,) = (await system.job_record(job_id))["jobResultObject"]["datasets"]
     assert outcome["message"].endswith("; 1 source files removed, 1 kept")
+    await assert_archived(system, pid, FILES)
+
+
+async def test_p1_new_bytes_that_a_gateway_shows_under_the_old_etag_stay(system: System, s3_folder: Path) -> None:
+    pid = await system.dataset(FILES)
+    path = s3_folder / "s3" / system.landing_bucket / pid / "raw/b.h5"
+    async with system.workers("catalogue"):
+        handle = await system.start_job(await system.job(pid))
+        await system.pending("delete-sources", "archive-dataset", pid)
+        before = path.stat()
+        with path.open("r+b") as file:
+            file.write(b"\1" * 500)
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        async with system.workers("delete"):
+            assert (await handle.result()).counts == m.Counts(archived=1)
+    assert path.read_bytes() == b"\1" * 500
+    assert landing(system, pid) == {"raw/b.h5": 500}
     await assert_archived(system, pid, FILES)
 
 

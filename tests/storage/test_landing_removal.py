@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from collections.abc import Callable
@@ -9,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from botocore.exceptions import ClientError
 
 from archiver.datablock.files import PlannedFile
-from archiver.errors import SourceFault, Stopped
+from archiver.errors import SourceFault, Stopped, SystemFault
 from archiver.progress import Silent
+from archiver.settings import S3Settings
 from archiver.storage import directory
-from archiver.storage.landing import Landing
+from archiver.storage.landing import Landing, S3Landing
+from tests.storage.conftest import new_bucket
 from tests.storage.test_landing import opened, planned
 
 OLD, NEW = b"archived", b"somebody's new file, put there while the process stood still"
@@ -154,3 +158,42 @@ def test_p1_a_file_that_is_written_between_its_reading_and_its_move_stays(
     monkeypatch.setattr(directory.DirectoryLanding, "open_archived", then_written)
     assert landing_of(folder).delete(files, Silent()) == 1
     assert there(folder) == {"a": NEW}
+
+
+def test_without_the_right_to_remove_nothing_is_read_and_nothing_retried(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = archived(folder)
+    monkeypatch.setattr(os, "access", lambda *given, **more: False)
+    monkeypatch.setattr(os, "read", lambda *given: pytest.fail("a file was read"))
+    with pytest.raises(SourceFault, match=f"source files in file://{folder}/ cannot be removed") as caught:
+        landing_of(folder).delete(files, Silent())
+    assert not caught.value.retryable
+
+
+def test_a_read_only_landing_zone_is_told_as_such(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read_only(*given: Any, **more: Any) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    files = archived(folder)
+    monkeypatch.setattr(os, "rename", read_only)
+    with pytest.raises(SourceFault, match="cannot be removed: Read-only file system") as caught:
+        landing_of(folder).delete(files, Silent())
+    assert not caught.value.retryable
+    assert there(folder) == {"a": OLD, "b": OLD}
+
+
+def test_a_bucket_in_which_we_may_not_delete_is_told_at_once(s3: S3Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    bucket = new_bucket(s3)
+    bucket.put("x/a", OLD)
+    landing = S3Landing(bucket, "x/")
+    files = [(planned(file), hashlib.sha256(OLD).hexdigest()) for file in landing.list()]
+
+    def denied(**given: Any) -> None:
+        raise ClientError({"Error": {"Code": "AccessDenied"}}, "DeleteObject")
+
+    monkeypatch.setattr(bucket.boto, "delete_object", denied)
+    with pytest.raises(SystemFault, match=r"'x/a' in bucket .* cannot be deleted") as caught:
+        landing.delete(files, Silent())
+    assert not caught.value.retryable
+    assert "s3:DeleteObject" in str(caught.value.expected)

@@ -19,7 +19,7 @@ from archiver.progress import Silent
 from archiver.settings import LandingSettings, S3Settings
 from archiver.storage import directory
 from archiver.storage.landing import Landing, S3Landing
-from archiver.storage.objects import GET_PART_BYTES, Bucket, ObjectInfo
+from archiver.storage.objects import GET_PART_BYTES, Bucket, ObjectChanged, ObjectInfo, ObjectVersion
 from tests.storage.conftest import Disk, new_bucket
 from tests.storage.test_landing import opened, planned
 
@@ -32,6 +32,7 @@ class Gateway:
 
     def __init__(self, bucket: Bucket, folder: Path) -> None:
         self.bucket, self.folder = bucket, folder / "s3" / bucket.name
+        self.now = time.time()
 
     def landing(self, **settings: object) -> S3Landing:
         return S3Landing(self.bucket, "x/", LandingSettings.model_validate(settings))
@@ -42,7 +43,7 @@ class Gateway:
         path.parent.mkdir(exist_ok=True, parents=True)
         with path.open("r+b" if path.exists() else "wb") as file:
             file.write(data)
-        then = time.time() - age_seconds
+        then = self.now - age_seconds
         os.utime(path, (then, then))
         return path
 
@@ -78,6 +79,54 @@ def fetch(landing: Landing) -> Iterator[tuple[PlannedFile, Iterator[Any]]]:
 
 def digests(files: list[PlannedFile], data: bytes) -> list[tuple[PlannedFile, str]]:
     return [(file, hashlib.sha256(data).hexdigest()) for file in files]
+
+
+# --- answers --------------------------------------------------------------------------------------------------------
+
+
+def read(gateway: Gateway, version: ObjectVersion, change: Callable[[], object] = lambda: None) -> bytes:
+    """The object ``a``, changed after its first range was read."""
+    wanted = [(None, "x/a", len(OLD), version)]
+    parts = gateway.bucket.read_many(wanted, ahead_bytes=1, ahead_requests=1)
+    _, chunks = next(parts)
+    got = bytes(next(chunks))
+    change()
+    return got + b"".join(bytes(chunk) for chunk in chunks)
+
+
+def test_p4_an_answer_of_another_time_than_was_planned_is_another_version(gateway: Gateway) -> None:
+    gateway.put("a", OLD)
+    gateway.write("a", OLD, 60)
+    planned_as = next(gateway.bucket.list("x/"))
+    version = ObjectVersion(planned_as.version, planned_as.modified)
+    assert read(gateway, version) == OLD
+    gateway.write("a", NEW, 58)
+    with pytest.raises(ObjectChanged, match=r"expected 2097152 of 6291456 B in version .*, found .* in version"):
+        read(gateway, version)
+    gateway.write("a", NEW, 60)
+    assert read(gateway, version) == NEW, "nothing tells of that"
+
+
+def test_p4_answers_of_two_times_are_of_two_versions(gateway: Gateway) -> None:
+    gateway.write("a", OLD, 60)
+    with pytest.raises(ObjectChanged, match="expected all of it in version"):
+        read(gateway, ObjectVersion(), lambda: gateway.write("a", NEW, 50))
+
+
+def test_p4_answers_of_two_version_ids_are_of_two_versions(moto: S3Settings) -> None:
+    bucket = new_bucket(moto)
+    bucket.boto.put_bucket_versioning(Bucket=bucket.name, VersioningConfiguration={"Status": "Enabled"})
+    bucket.put("x/a", OLD)
+    gateway = Gateway(bucket, Path("/nowhere"))
+    assert read(gateway, ObjectVersion()) == OLD
+    with pytest.raises(ObjectChanged, match="expected all of it in version"):
+        read(gateway, ObjectVersion(), lambda: bucket.put("x/a", OLD))
+
+
+def test_p4_an_answer_without_the_etag_that_was_planned_is_not_believed(moto: S3Settings) -> None:
+    bucket = Bucket("any", moto, SourceFault)
+    with pytest.raises(SourceFault, match="without an ETag"):
+        bucket._demanded("a", ObjectVersion('"x"'), ObjectVersion(), (1, 1), (1, 1))
 
 
 # --- objects --------------------------------------------------------------------------------------------------------
@@ -257,7 +306,8 @@ def written(path: Path, data: bytes) -> None:
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
-def test_p4_a_file_whose_times_are_whole_seconds_is_no_mixture(coarse: Path) -> None:
+def test_p4_a_file_whose_times_are_whole_seconds_is_no_mixture(coarse: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(directory, "FRESH_SECONDS", -60.0)
     (coarse / "a").write_bytes(OLD)
     landing = coarse_landing(coarse)
     assert not landing.certain(plan(landing)[0].version)
