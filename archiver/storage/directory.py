@@ -198,18 +198,21 @@ class DirectoryLanding:
             yield chunk
         again = self._sha256(root, file, progress)
         if again != digest.hexdigest():
-            raise changed_while_read(file, digest.hexdigest(), again)
+            raise changed_while_read(self.where, file, digest.hexdigest(), again)
 
     def _sha256(self, root: int, file: PlannedFile, progress: Progress) -> str:
         digest = hashlib.sha256()
-        for chunk in self._read(root, file):
+        for chunk in self._read(root, file, anew=True):
             digest.update(chunk)
-            progress.note(f"reading {file.path[:200]!a} once more")
+            progress.note(f"reading {file.path[:200]!a} a second time")
         return digest.hexdigest()
 
-    def _read(self, root: int, file: PlannedFile) -> Iterator[Buffer]:
+    def _read(self, root: int, file: PlannedFile, *, anew: bool = False) -> Iterator[Buffer]:
         descriptor = self._open(root, file)
         try:
+            if anew:
+                # This host's cache would give what the first reading left there, whatever the file server has now.
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
             now = os.fstat(descriptor)
             if _version(now) != file.version:
                 raise self._changed(file, f"{now.st_size} B in version {_version(now)}")
@@ -275,6 +278,7 @@ class DirectoryLanding:
                 raise self._changed(file, f"{found.st_size} B in version {_version(found)}")
             believed = self._settings.delete_check == "version" and self.certain(file.version)
             if not (believed and _version(found) == file.version):
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
                 digest = hashlib.sha256()
                 while chunk := os.read(descriptor, READ_BYTES):
                     digest.update(chunk)
@@ -513,10 +517,10 @@ def no_version(where: str, file: SourceFile, expected: str, found: str) -> Sourc
     )
 
 
-def changed_while_read(file: PlannedFile, first: str, second: str) -> SourceChanged:
+def changed_while_read(where: str, file: PlannedFile, first: str, second: str) -> SourceChanged:
     """Two readings differ."""
     return SourceChanged(
-        f"file {file.path!a} changed while it was read",
+        f"file {file.path!a} in {where} changed while it was read",
         expected=f"SHA-256 {first} also when it is read a second time",
         found=f"SHA-256 {second}",
         next_step="let the files rest, then submit the job again",

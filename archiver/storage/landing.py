@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from string import Formatter
-from typing import Protocol
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from archiver.datablock.files import PlannedFile, SourceFile, path_key
@@ -158,6 +158,7 @@ class S3Landing:
         behind some gateways a file that is written in place keeps its ETag.
         """
         done: dict[str, tuple[int, str]] = {}
+        again: list[tuple[PlannedFile, str]] = []
         # Whether a file is to be read twice is asked before it is read.
         wanted = (
             ((file, self._to_read_twice(file)), self._prefix + file.path, file.size, _version(file.version))
@@ -166,13 +167,17 @@ class S3Landing:
         reads = self._bucket.read_many(wanted, ahead_bytes=ahead_bytes, ahead_requests=ahead_objects)
         try:
             for (file, twice), chunks in reads:
-                yield file, self._twice(file, chunks, progress) if twice else self._once(file, chunks)
+                digest = hashlib.sha256() if twice else None
+                yield file, self._checked(file, chunks, digest)
                 done[file.path] = file.size, file.version
+                if digest is not None:
+                    again.append((file, digest.hexdigest()))
         except ObjectChanged as changed:
             # A read fetched ahead: the file's own turn has not come, but the datablock cannot be made.
             raise self._changed(changed) from None
         finally:
             reads.close()  # type: ignore[attr-defined]
+        self._read_again(again, ahead_bytes, ahead_objects, progress)
         self._check_unchanged(done, progress)
 
     def _to_read_twice(self, file: PlannedFile) -> bool:
@@ -186,23 +191,33 @@ class S3Landing:
         # Times in headers are whole seconds.
         return modified > self._first_asked - FRESH_SECONDS
 
-    def _once(self, file: PlannedFile, chunks: Iterator[Buffer]) -> Iterator[Buffer]:
+    def _checked(self, file: PlannedFile, chunks: Iterator[Buffer], digest: Any) -> Iterator[Buffer]:
         try:
-            yield from chunks
+            for chunk in chunks:
+                if digest is not None:
+                    digest.update(chunk)
+                yield chunk
         except ObjectChanged as changed:
             raise self._changed(changed) from None
 
-    def _twice(self, file: PlannedFile, chunks: Iterator[Buffer], progress: Progress) -> Iterator[Buffer]:
-        digest = hashlib.sha256()
-        for chunk in self._once(file, chunks):
-            digest.update(chunk)
-            yield chunk
+    def _read_again(
+        self, files: Iterable[tuple[PlannedFile, str]], ahead_bytes: int, ahead_objects: int, progress: Progress
+    ) -> None:
+        """Raises ``SourceChanged`` if one of them, given with its SHA-256, is not read as it was."""
+        wanted = ((one, self._prefix + one[0].path, one[0].size, _version(one[0].version)) for one in files)
+        reads = self._bucket.read_many(wanted, ahead_bytes=ahead_bytes, ahead_requests=ahead_objects)
         try:
-            again = self._sha256(file, progress)
+            for (file, first), chunks in reads:
+                digest = hashlib.sha256()
+                for chunk in chunks:
+                    digest.update(chunk)
+                    progress.note(f"reading {file.path[:200]!a} a second time")
+                if digest.hexdigest() != first:
+                    raise changed_while_read(self.where, file, first, digest.hexdigest())
         except ObjectChanged as changed:
             raise self._changed(changed) from None
-        if again != digest.hexdigest():
-            raise changed_while_read(file, digest.hexdigest(), again)
+        finally:
+            reads.close()  # type: ignore[attr-defined]
 
     def _sha256(self, file: PlannedFile, progress: Progress) -> str:
         """Of the file as it is now. Raises ``ObjectChanged`` if it is not in the planned version."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -176,6 +177,35 @@ def test_an_object_without_etag_that_rests_is_read_twice_and_archived(gateway: G
     assert {file.path: b"".join(map(bytes, chunks)) for file, chunks in parts} == {"a": OLD, "empty": b""}
 
 
+def test_what_is_read_twice_is_fetched_ahead_the_second_time_too(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for n in range(20):
+        gateway.write(f"{n:02}", b"x" * 1000)
+    running, most, lock = 0, 0, threading.Lock()
+    read_part = gateway.bucket._read_part
+
+    def counted(*given: Any) -> Any:
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        time.sleep(0.01)
+        try:
+            return read_part(*given)
+        finally:
+            with lock:
+                running -= 1
+
+    landing = gateway.landing()
+    parts = landing.fetch(plan(landing), ahead_bytes=2**20, ahead_objects=16)
+    for _ in range(20):
+        list(next(parts)[1])
+    monkeypatch.setattr(gateway.bucket, "_read_part", counted)
+    assert list(parts) == []
+    assert most > 1
+
+
 def test_an_object_without_etag_is_refused_by_name_where_the_settings_say_so(gateway: Gateway) -> None:
     gateway.put("a", OLD)
     gateway.write("b", OLD)
@@ -313,6 +343,37 @@ def test_p4_a_file_whose_times_are_whole_seconds_is_no_mixture(coarse: Path, mon
     assert not landing.certain(plan(landing)[0].version)
     with pytest.raises(SourceChanged, match="changed"):
         read_while(landing, lambda: written(coarse / "a", NEW))
+
+
+@pytest.fixture
+def beneath(coarse: Path) -> Callable[[], None]:
+    """Changes a file ``a`` as another host does on a server: this host's cache keeps the old bytes, and no time tells."""
+    marker = os.urandom(4096)
+    (coarse / "a").write_bytes(marker + OLD[4096:])
+    os.sync()
+
+    def change() -> None:
+        with (coarse.parents[2] / "image").open("r+b") as image:
+            image.seek(image.read().index(marker))
+            image.write(NEW[:4096])
+
+    return change
+
+
+def test_p4_the_second_reading_is_not_of_what_the_first_left_in_this_hosts_cache(
+    coarse: Path, beneath: Callable[[], None]
+) -> None:
+    with pytest.raises(SourceChanged, match="changed while it was read"):
+        read_while(coarse_landing(coarse), beneath)
+
+
+def test_p1_what_is_read_before_it_is_deleted_is_not_this_hosts_cache(
+    coarse: Path, beneath: Callable[[], None]
+) -> None:
+    landing, archived = coarse_landing(coarse), (coarse / "a").read_bytes()
+    beneath()
+    assert (coarse / "a").read_bytes() == archived, "it is in the cache"
+    assert landing.delete(digests(plan(landing), archived), Silent()) == 0
 
 
 def test_a_file_whose_times_are_whole_seconds_is_archived_where_it_rests_or_refused_by_a_setting(coarse: Path) -> None:
