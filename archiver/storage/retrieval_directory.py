@@ -79,6 +79,9 @@ class RetrievalDirectory:
             found = os.fstatvfs(root)
         free = found.f_bavail * found.f_frsize
         total = found.f_blocks * found.f_frsize
+        if not total:
+            # Some file systems do not say how large they are: a full one is met by writing.
+            return
         kept = self._settings.reserve_bytes(total)
         if need_bytes > free - kept:
             ever = need_bytes <= total - kept
@@ -291,6 +294,8 @@ class DirectorySink:
         )
         self._folders = _Folders(base, left_over, self._together.drain)
         self._count = 0
+        self._folds: bool | None = None
+        """Whether the file system takes names for others; not known yet."""
         self._taken: set[str] = set()
         """What is unusual in names that the file system was seen to take."""
         self._written = 0
@@ -309,6 +314,7 @@ class DirectorySink:
             folder = self._folder_of(file, below)
             self._check_name(file, folder, final)
             if self._there(folder, final, file):
+                self._check_exact(file, folder)
                 self.skipped += 1
                 return False
             descriptor = os.open(name, _CREATE, 0o600, dir_fd=folder)
@@ -324,6 +330,46 @@ class DirectorySink:
             raise self._target.fault(error, file) from None
         self._written = 0
         return True
+
+    def _check_exact(self, file: ManifestFile, folder: int) -> None:
+        """Raises ``DestinationRefused`` if what is there under the file's name has another name, for the file system the same:
+        where ``a.txt`` is taken for ``A.txt``, only one of the two can be there.
+        """
+        if self._folds is None:
+            self._folds = self._takes_names_for_others(folder)
+        if not self._folds:
+            return
+        at = os.dup(self._base)
+        try:
+            for segment in path_bytes(file.path).split(b"/"):
+                with os.scandir(at) as entries:
+                    exact = any(entry_bytes(entry) == segment for entry in entries)
+                if not exact:
+                    raise self._target.no_name(file, "one that takes it for another name, which is there")
+                with suppress(NotADirectoryError):
+                    below = open_beneath(at, segment, _FOLDER)
+                    os.close(at)
+                    at = below
+        finally:
+            os.close(at)
+
+    def _takes_names_for_others(self, folder: int) -> bool:
+        """Whether letters of other case, or other Unicode forms of a letter, are the same name there."""
+        name = self._prefix + b"%s"
+        tried: list[bytes] = []
+        try:
+            for letter in (b"a", "\u00e9".encode()):
+                with suppress(OSError):
+                    os.close(os.open(name % letter, _CREATE, 0o600, dir_fd=folder))
+                    tried.append(name % letter)
+            for other in (b"A", "\u00c9".encode(), "e\u0301".encode()):
+                with suppress(OSError):
+                    os.stat(name % other, dir_fd=folder, follow_symlinks=False)
+                    return True
+            return False
+        finally:
+            for made in tried:
+                os.unlink(made, dir_fd=folder)
 
     def _folder_of(self, file: ManifestFile, below: bytes) -> int:
         try:
@@ -423,6 +469,7 @@ class DirectorySink:
                 # Another retrieval of the same file was faster; or it is not the same.
                 if not self._there(partial.folder, partial.final, file):
                     raise self._target.differs(file, "a file that comes and goes") from None
+                self._check_exact(file, partial.folder)
         except OSError as error:
             raise self._target.fault(error, file) from None
         finally:

@@ -77,6 +77,8 @@ async def space(ground: Ground) -> Finding:
     def work(root: Path) -> Finding:
         found = os.statvfs(root)
         free, total = found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize
+        if not total:
+            return ok(f"{root}: the file system does not say how large it is; a full one is met by writing")
         reserve = settings.reserve_bytes(total)
         text = f"{root}: {size(free)} of {size(total)} free, {size(reserve)} reserve"
         if reserve >= total:
@@ -126,7 +128,10 @@ def _lacking(own: Path) -> list[str]:
     refused += [
         words for words, name in {"a dot at the end": "a.", "255 bytes": "n" * 255}.items() if not _takes(own / name)
     ]
+    (own / "case").touch()
     lacking = [f"names with {' '.join(refused)} cannot be written"] if refused else []
+    if (own / "CASE").exists():
+        lacking.append("names that differ only in upper and lower case are the same")
     try:
         os.chmod(own / "second", 0o640)
         os.utime(own / "second", (1, 1))

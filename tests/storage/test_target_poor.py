@@ -116,3 +116,54 @@ def test_what_a_killed_attempt_left_of_trying_a_name_is_removed(
     assert any(path.is_dir() for path in folder.iterdir())
     assert deliver(target, {"a b": b"1"}.items(), attempt="2") == (1, 0)
     assert [path.name for path in folder.iterdir()] == ["a b"]
+
+
+@pytest.fixture
+def folding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RetrievalDirectory:
+    """A root on which letters of other case are the same name, as calls relative to open directories tell it."""
+    real_open, real_stat, real_link = os.open, os.stat, os.link
+
+    def there(name: Any, where: int | None) -> Any:
+        if where is None or not isinstance(name, bytes):
+            return name
+        entries = [os.fsencode(entry) for entry in os.listdir(where)]
+        return name if name in entries else next((one for one in entries if one.lower() == name.lower()), name)
+
+    def folding_open(name: Any, flags: int, *more: Any, dir_fd: int | None = None) -> int:
+        return real_open(name if flags & os.O_CREAT else there(name, dir_fd), flags, *more, dir_fd=dir_fd)
+
+    def folding_stat(name: Any, *, dir_fd: int | None = None, follow_symlinks: bool = True) -> os.stat_result:
+        return real_stat(there(name, dir_fd), dir_fd=dir_fd, follow_symlinks=follow_symlinks)
+
+    def folding_link(old: Any, new: Any, *, dst_dir_fd: int | None = None, **more: Any) -> None:
+        real_link(old, there(new, dst_dir_fd), dst_dir_fd=dst_dir_fd, **more)
+
+    monkeypatch.setattr(os, "open", folding_open)
+    monkeypatch.setattr(os, "stat", folding_stat)
+    monkeypatch.setattr(os, "link", folding_link)
+    (tmp_path / "root").mkdir()
+    mark(tmp_path / "root", dry_run=False)
+    return new_target(tmp_path / "root")
+
+
+@pytest.mark.parametrize("attempts", [1, 2])
+def test_p2_two_names_that_are_one_to_the_file_system_are_never_told_as_delivered(
+    folding: RetrievalDirectory, folder: Path, attempts: int
+) -> None:
+    if attempts == 2:
+        assert deliver(folding, {"A.txt": b"same"}.items(), attempt="1") == (1, 0)
+        assert deliver(folding, {"A.txt": b"same"}.items(), attempt="2") == (0, 1)
+    with pytest.raises(DestinationRefused, match="cannot have its name") as caught:
+        deliver(folding, {"A.txt": b"same", "a.txt": b"same"}.items(), attempt="3")
+    # Of one attempt, whichever is written first.
+    (delivered,) = everything(folder).items()
+    assert delivered in ([("A.txt", b"same")] if attempts == 2 else [("A.txt", b"same"), ("a.txt", b"same")])
+    assert caught.value.file == ("'A.txt'" if delivered[0] == "a.txt" else "'a.txt'")
+
+
+def test_a_file_system_that_does_not_say_its_size_is_not_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "root").mkdir()
+    mark(tmp_path / "root", dry_run=False)
+    real = os.fstatvfs
+    monkeypatch.setattr(os, "fstatvfs", lambda fd: os.statvfs_result((*real(fd)[:2], 0, 0, 0, *real(fd)[5:])))
+    new_target(tmp_path / "root", reserve="5%").check_space(10**12)
