@@ -321,20 +321,6 @@ async def test_a_job_of_the_old_shape_is_archived(served: System) -> None:
     await assert_archived(served, pid, FILES)
 
 
-async def test_p7_a_pid_that_scicat_does_not_know_fails_alone(served: System) -> None:
-    pid, unknown = await served.dataset(FILES), f"20.500.12345/{uuid4()}"
-    job_id = served.stored_job(jobParams={"datasetList": [{"pid": p, "files": []} for p in (unknown, pid)]})
-    result = await (await served.start_job(job_id)).result()
-    assert result.counts == m.Counts(archived=1, content_errors=1)
-    await assert_archived(served, pid, FILES)
-    job = await served.job_record(job_id)
-    assert job["statusCode"] == "finishedWithDatasetErrors"
-    assert f"SciCat knows no dataset {unknown}" in job["statusMessage"]
-    assert "check the pid" in job["statusMessage"]
-    nothing_left(served, unknown)
-    await nothing_runs(served, unknown)
-
-
 async def test_p3_a_dataset_that_is_archived_already_is_a_success_that_changes_nothing(served: System) -> None:
     pid = await served.dataset(FILES)
     first = await served.archive(pid)
