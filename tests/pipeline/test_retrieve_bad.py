@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from temporalio.client import WorkflowFailureError
@@ -145,7 +146,7 @@ WRONG = {
         ("2.tar.gz", "no such file"),
         lambda system, pid, _: (bag(system, pid) / "data" / "2.tar.gz").unlink(),
     ),
-    "the bag is gone": Wrong("LtsFault", ("no complete bag",), lambda system, pid, _: shutil.rmtree(bag(system, pid))),
+    "the bag is gone": Wrong("NoBag", ("no complete bag",), lambda system, pid, _: shutil.rmtree(bag(system, pid))),
     "SciCat has a record more": Wrong("LtsFault", ("3.tar.gz has a record in SciCat", "in no bag"), only_a_record),
     "SciCat has a record less": Wrong(
         "LtsFault",
@@ -160,15 +161,13 @@ async def test_p2_what_lies_there_is_not_what_was_archived_or_not_what_scicat_sa
     system = served
     pids = {name: await system.dataset(FILES) for name in WRONG}
     other = await system.dataset(LIKE_THEM)
-    vanished = await system.dataset(FILES)
-    everything = [*pids.values(), vanished, other]
+    everything = [*pids.values(), other]
     assert (await system.archive(*everything)).counts == m.Counts(archived=len(everything))
     job = await retrieve_job(system, *everything)
-    system.standin.store.delete("datasets", vanished)
     for name, pid in pids.items():
         WRONG[name].befalls(system, pid, other)
     handle = await jobs.start(system.client, job, None, retrieve=True)
-    counts = m.Counts(retrieved=1, system_errors=len(WRONG), content_errors=1)
+    counts = m.Counts(retrieved=1, system_errors=len(WRONG))
     assert (await ended(handle)).counts == counts
     told = await system.job_record(job)
     assert told["statusCode"] == "finishedWithDatasetErrors"
@@ -179,8 +178,21 @@ async def test_p2_what_lies_there_is_not_what_was_archived_or_not_what_scicat_sa
         assert pid in messages[pid]
         # The first datablock may have come whole before the second was looked at; none of its files is linked to.
         assert set(delivered(system, pid)) <= ({"raw/b.bin", "a.txt"} if wrong.error == "IntegrityMismatch" else set())
-    assert f"SciCat knows no dataset {vanished}" in messages[vanished]
     assert await fetched_of_all(system, job) == {(other, name): data for name, data in LIKE_THEM.items()}
+
+
+async def test_p7_a_retrieve_job_whose_dataset_was_deleted_brings_the_others_back_and_ends(served: System) -> None:
+    deleted, other = await served.dataset(FILES), await served.dataset(LIKE_THEM)
+    await served.archive(deleted, other)
+    job = await retrieve_job(served, deleted, other)
+    (await served.http.delete(f"/api/v4/datasets/{quote(deleted, safe='')}")).raise_for_status()
+    handle = await jobs.start(served.client, job, None, retrieve=True)
+    with pytest.raises(WorkflowFailureError) as failed:
+        await ended(handle)
+    assert f"SciCat knows no dataset {deleted}" in str(failed.value.cause)
+    assert "refuses every status of job" in str(failed.value.cause)
+    assert (await served.lifecycle(other))["retrieveStatusMessage"] == "datasetRetrieved"
+    assert delivered(served, other) == LIKE_THEM
 
 
 HOSTILE = {
