@@ -492,7 +492,7 @@ def _sorted_list(files: list[CatalogueFile]) -> bytes:
 
 
 def verdict(request: m.FinishJobRequest, done: str = "archived") -> tuple[str, str]:
-    """Status code and the one sentence that users get, on one line (contract 1.4, 9.3). ``done``: what was to be done."""
+    """Status code and the one sentence that users get, on one line. ``done``: what was to be done."""
     counts, total = request.counts, request.total
     if request.problem is not None:
         return "finishedUnsuccessful", one_line(f"Nothing was {done}: {request.problem.message}", payloads.MAX_TEXT)

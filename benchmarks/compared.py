@@ -8,7 +8,7 @@ from benchmarks.table import NOT_RUN, Row
 from benchmarks.workloads import GIB, Workload
 
 TARGETS = {"detector": (5, 2, 4), "random": (2.5, 2, 3.5), "small": (12, 2.5, 15)}
-"""Wall against A, wall against B, CPU against A (issue 3)."""
+"""Wall against A, wall against B, CPU against A."""
 
 
 async def compared(bench: Bench, workload: Workload, rounds: int) -> list[Row]:

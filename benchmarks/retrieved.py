@@ -17,7 +17,7 @@ from benchmarks.table import Row
 from benchmarks.workloads import GIB, Workload
 
 TARGETS = {"detector": 4, "random": 2.5, "small": 10}
-"""Wall against the many-pass way (issue 5)."""
+"""Wall against the many-pass way."""
 REFERENCE = "reference"
 """Where the reference's objects go, in the same bucket."""
 FEW = 100

@@ -1,6 +1,6 @@
 """The bridge's HTTP edge: what a SciCat webhook posts, and whether the system is well.
 
-SciCat calls us inside its user's ``POST /jobs``, once and never again (contract 1.8): answers are quick, the same post may come
+SciCat calls us inside its user's ``POST /jobs``, once and never again: answers are quick, the same post may come
 any number of times, and what could not be started is the sweep's to find.
 """
 

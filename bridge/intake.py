@@ -38,7 +38,7 @@ MOST_QUEUED = 5000
 """Jobs whose start nobody waits for; more than these are waited for, and end as a 503."""
 FINISH_SECONDS = 10.0
 FINISHED = "finished"
-"""How every terminal status begins (contract 1.4)."""
+"""How every terminal status begins."""
 
 Pids = tuple[str, ...]
 Places = dict[str, str | None]

@@ -1,6 +1,6 @@
 """SciCat's jobs from RabbitMQ, the third way in: a message is acknowledged after its job's workflow was started, not before.
 
-SciCat publishes the whole job, persistent, to a durable queue without arguments, and never again (contract 1.8). Of a message
+SciCat publishes the whole job, persistent, to a durable queue without arguments, and never again. Of a message
 only the job's id is believed. What can never become a job of ours goes to a dead-letter queue and says why; what time may mend
 stays unacknowledged and is tried again, so that a message outlives every process that had it in hand. A queue of other
 arguments than SciCat's would be an error to SciCat's own declaration: so ours is done by hand, not by the queue's policy.

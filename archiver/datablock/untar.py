@@ -1,4 +1,4 @@
-"""A strict streaming reader of the tar that we write; shares nothing with the writer (rule 4).
+"""A strict streaming reader of the tar that we write; shares nothing with the writer, so that no fault of one hides in the other.
 
 Accepts POSIX ustar and PAX extended headers (POSIX.1-2017, pax) of regular files, and nothing else.
 """

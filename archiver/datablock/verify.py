@@ -2,7 +2,7 @@
 
 Reads past the page cache, hashes the whole in one thread, decodes in another, with another decoder than the packer's
 (zlib-ng; zstandard), and in a third compares packed and plain size of every member, name, order, size, offset and
-SHA-256 of every file, their exact number, the end of the archive, nothing behind (reliability-notes section 2, V1-V8).
+SHA-256 of every file, their exact number, the end of the archive, nothing behind.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PIECES_AHEAD = 4
 
 @dataclass(frozen=True)
 class VerifyResult:
-    """What was proved. ``level`` (reliability-notes V5): ``host`` if the bytes came past this host's cache, else ``cache``.
+    """What was proved. ``level``: ``host`` if the bytes came past this host's cache, else ``cache``.
 
     Sizes in bytes: ``size_bytes`` of the files, ``packed_bytes`` and ``sha256`` of the datablock.
     """
@@ -213,7 +213,7 @@ def one_pass(
 
 
 def _readable(read: Callable[[], Iterable[memoryview]]) -> Generator[memoryview]:
-    """The chunks; only an error of reading them is the LTS's, not one of whoever takes them (rule 7)."""
+    """The chunks; only an error of reading them is the LTS's, not one of whoever takes them."""
     try:
         yield from read()
     except OSError as error:

@@ -1,7 +1,8 @@
 """Write a stream to a new file: reserved first, past the page cache where possible, durable when it returns.
 
 O_DIRECT from a few reused aligned buffers, filled straight from the incoming chunks, written by a thread beside the one
-that hashes (performance-notes 10). After a failed write, fsync or close the file is given up (reliability-notes M2, rule 2).
+that hashes. After a failed write, fsync or close the file is given up: a second fsync would
+succeed without having written anything.
 """
 
 from __future__ import annotations
@@ -32,10 +33,10 @@ NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
 def reserve(descriptor: int, size: int) -> bool:
-    """``fallocate(2)`` itself: glibc's ``posix_fallocate`` would write every block where it is not supported (M6).
+    """``fallocate(2)`` itself: glibc's ``posix_fallocate`` would write every block where it is not supported.
 
-    Returns False where the file system has no reservation. Raises ``OSError``: the file then holds what could be had
-    (M5), and must be unlinked at once.
+    Returns False where the file system has no reservation. Raises ``OSError``: the file then holds what could be had,
+    and must be unlinked at once.
     """
     if not size:
         return True

@@ -413,7 +413,7 @@ def read_marker(data: bytes) -> str:
 
 
 def of_staging(chunks: Iterable[Buffer]) -> Iterator[Buffer]:
-    """An ``OSError`` of theirs is not the LTS's (rule 7)."""
+    """An ``OSError`` of theirs is not the LTS's."""
     try:
         yield from chunks
     except OSError as error:

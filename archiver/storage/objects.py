@@ -1,7 +1,7 @@
-"""A bucket: obstore moves the bytes, boto3 does the rest (design section 6).
+"""A bucket: obstore moves the bytes, boto3 does the rest.
 
-obstore cannot say every S3 key exactly (reliability-notes M9), so such a key is read and written with boto3. Neither
-lengths nor checksums are trusted to a library (M8): lengths are counted here, checksums are the caller's.
+obstore cannot say every S3 key exactly, so such a key is read and written with boto3. Neither
+lengths nor checksums are trusted to a library: lengths are counted here, checksums are the caller's.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ T = TypeVar("T")
 _Read: TypeAlias = "tuple[Buffer, ObjectVersion]"
 
 GET_PART_BYTES = 2 * 2**20
-"""Size of a ranged GET: the knob of memory (performance-notes 10)."""
+"""Size of a ranged GET: it decides how much memory a copy takes."""
 PUT_PART_BYTES = 8 * 2**20
 """Size of an uploaded part; up to 10,000 parts, so it grows for datablocks above 78 GiB."""
 MAX_PARTS = 10_000
@@ -73,7 +73,7 @@ REFUSED = ("AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "Expir
 """Codes that speak of our account and its rights."""
 _NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
 DIGEST = "sha256"
-"""Metadata of the small objects that we put: the SHA-256 of their bytes, which no store or library compares (M8)."""
+"""Metadata of the small objects that we put: the SHA-256 of their bytes, which no store or library compares."""
 
 
 @dataclass(frozen=True)

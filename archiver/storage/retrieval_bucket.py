@@ -141,7 +141,7 @@ class RetrievalBucket:
 
     @cached_property
     def _public(self) -> S3Client:
-        # Path style whatever the settings say of ours: who reads these URLs expects the pid behind the bucket (contract 9.2).
+        # Path style whatever the settings say of ours: who reads these URLs expects the pid behind the bucket.
         return self.bucket.client(
             self._settings.public_endpoint, signature_version="s3v4", s3={"addressing_style": "path"}
         )

@@ -30,7 +30,7 @@ from archiver.storage.directory import open_beneath
 from archiver.storage.targets import Delivered, Together, check_length
 
 MARKER = ".archiver-retrieval.json"
-"""In each root, written by ``archiver setup``: an unmounted mount point is no place for anybody's data (reliability rule 6)."""
+"""In each root, written by ``archiver setup``: an unmounted mount point is no place for anybody's data."""
 READ_BYTES = 2 * 2**20
 RESERVE_FROM = 2**20
 """Files from this size on have their space reserved before the first byte."""

@@ -1,4 +1,4 @@
-"""SciCat: reachable, our account, its clock, and each right that we need (scicat-contract 4), without changing anything.
+"""SciCat: reachable, our account, its clock, and each right that we need, without changing anything.
 
 How a right is tried: SciCat's guards look at the caller before it looks at the body, and at the body before the record. So a
 write of a record that does not exist, with a body that can never be accepted, is a 403 for who may not, and a 400 or a 404

@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 class Outcome(StrEnum):
-    """How a check ended; what was not tried is no success (reliability rule 8)."""
+    """How a check ended; what was not tried is no success."""
 
     OK = "ok"
     WARN = "warn"

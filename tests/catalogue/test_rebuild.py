@@ -346,7 +346,7 @@ async def test_a_counter_that_scicat_loses_is_written_again(
         nonlocal lost
         answer = await onwards(request)
         if request.method == "PATCH" and request.url.path.endswith("lifecycle") and not lost:
-            # Another writer of the whole document had read it before the counters were set (contract 2.6).
+            # Another writer of the whole document had read it before the counters were set.
             lost += 1
             dataset = place.standin.store.get("datasets", PID)
             assert dataset is not None

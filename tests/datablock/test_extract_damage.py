@@ -1,4 +1,4 @@
-"""Corrupted bytes never reach the requester, whatever the mode (issue 5; reliability-notes E4)."""
+"""Corrupted bytes never reach the requester, whatever the mode."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hostile datablocks and manifests (reliability-notes E17): nothing of them is delivered, and memory stays bounded."""
+"""Hostile datablocks and manifests: nothing of them is delivered, and memory stays bounded."""
 
 from __future__ import annotations
 

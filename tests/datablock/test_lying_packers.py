@@ -1,4 +1,4 @@
-"""Packers that are wrong and agree with themselves: each is caught by one check of the verifier (reliability-notes E4, E18).
+"""Packers that are wrong and agree with themselves: each is caught by one check of the verifier.
 
 Turned round: a verifier that lacks the check passes the lie, and the test fails. So each test kills a mutant.
 """

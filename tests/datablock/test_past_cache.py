@@ -1,4 +1,4 @@
-"""The disk changes its mind beneath a mounted file system: the page cache still says the old, verification must not (M1)."""
+"""The disk changes its mind beneath a mounted file system: the page cache still says the old, verification must not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A verifier that verifies: every damage is found, nothing good is called bad (reliability-notes E4)."""
+"""A verifier that verifies: every damage is found, nothing good is called bad."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_a_missing_end_of_archive_is_found_though_every_hash_is_right(monkeypatc
 
 
 def test_a_packer_that_flips_a_byte_after_hashing_the_source_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """E18: a lying encoder or memory: the datablock's own hash is right, the content is not."""
+    """A lying encoder or memory: the datablock's own hash is right, the content is not."""
     from archiver.datablock import members as members_module
     from archiver.datablock import pack as pack_module
 
@@ -269,7 +269,7 @@ def test_requests_from_several_threads_are_answered_one_after_another(tmp_path: 
 
 
 def test_a_file_system_in_memory_proves_the_level_cache_only() -> None:
-    """It accepts O_DIRECT and answers from the cache nevertheless (reliability-notes V2)."""
+    """It accepts O_DIRECT and answers from the cache nevertheless."""
     data, making = packed(FILES)
     with tempfile.NamedTemporaryFile(dir="/dev/shm") as file:
         file.write(data)

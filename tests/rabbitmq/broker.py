@@ -95,7 +95,7 @@ class Broker:
             yield await connection.channel()
 
     async def publish(self, queue: str, document: Any, *, times: int = 1) -> None:
-        """As SciCat does (contract 1.8): queue and topic exchange durable, bound, persistent. ``bytes`` go as they are."""
+        """As SciCat does: queue and topic exchange durable, bound, persistent. ``bytes`` go as they are."""
         body = document if isinstance(document, bytes) else json.dumps(document).encode()
         async with self.channel() as channel:
             declared = await channel.declare_queue(queue, durable=True)

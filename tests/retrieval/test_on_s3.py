@@ -74,7 +74,7 @@ def test_each_link_gives_its_file_and_is_as_others_read_it(target: RetrievalBuck
     for entry in entries:
         answer = httpx.get(entry["url"], trust_env=False)
         assert (answer.status_code, answer.content) == (200, FILES[entry["name"]])
-        assert f"/{target.bucket.name}/for/users/{PID}/" in entry["url"], "path style, the raw pid first (contract 9.2)"
+        assert f"/{target.bucket.name}/for/users/{PID}/" in entry["url"], "path style, the raw pid first"
         assert re.search(r"[?&]X-Amz-Date=\d{8}T\d{6}Z&", entry["url"])
         assert "X-Amz-Expires=3600" in entry["url"]
 

@@ -1,4 +1,4 @@
-"""What SciCat's backend does with a job configuration, as far as scicat-contract.md 1.8 tells it: form, validation, templates."""
+"""What SciCat's backend does with a job configuration: form, validation, templates."""
 
 from __future__ import annotations
 

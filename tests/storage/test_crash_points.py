@@ -1,4 +1,4 @@
-"""Killed at every system call of publishing, then run again: no final name ever holds partial bytes, nothing is left (E1, P5)."""
+"""Killed at every system call of publishing, then run again: no final name ever holds partial bytes, nothing is left (P5)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Landing zones: what lies there is said exactly or refused by name, and not a byte comes from outside (E11, E16, P4)."""
+"""Landing zones: what lies there is said exactly or refused by name, and not a byte comes from outside (P4)."""
 
 from __future__ import annotations
 

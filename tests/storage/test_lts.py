@@ -1,4 +1,4 @@
-"""The LTS on a file system: identity, space, durable copies without clobbering, and what is never touched (P3, P5, E7, E15)."""
+"""The LTS on a file system: identity, space, durable copies without clobbering, and what is never touched (P3, P5)."""
 
 from __future__ import annotations
 
@@ -380,7 +380,7 @@ def test_a_full_disk_is_a_wait_and_keeps_nothing_reserved(disk: Callable[..., Di
         copy(lts, data)
     assert caught.value.retryable
     assert "free space on the LTS" in str(caught.value.next_step)
-    assert lts.space().free >= free - MIB, "a reservation that failed holds what it got (M5)"
+    assert lts.space().free >= free - MIB, "a reservation that failed holds what it got"
     assert everything(root) == {}
     copy(lts)
 

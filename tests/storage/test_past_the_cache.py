@@ -1,4 +1,4 @@
-"""Disks that change their mind and power that goes: what was told durable is there, what rotted is seen (E2, E3, M1, M3)."""
+"""Disks that change their mind and power that goes: what was told durable is there, what rotted is seen."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An S3 server, or what lies before it, that does wrong: never a wrong success, and nothing left that no sweep takes (E9)."""
+"""An S3 server, or what lies before it, that does wrong: never a wrong success, and nothing left that no sweep takes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A proxy in front of an S3 server that does wrong on request (E9)."""
+"""A proxy in front of an S3 server that does wrong on request."""
 
 from __future__ import annotations
 
