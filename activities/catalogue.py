@@ -280,11 +280,14 @@ class CatalogueActivities:
     async def compare_with_catalogue(self, request: m.CompareRequest) -> m.Done:
         """See that SciCat's origdatablocks list, now, exactly the files that were verified on the LTS. Changes nothing.
 
-        Raises ``CatalogueChanged``, ``IntegrityMismatch``: as ``same_files``; ``CatalogueFault``.
+        Raises ``CatalogueChanged``, ``IntegrityMismatch``: as ``same_files``; ``UnknownDataset``, ``CatalogueFault``.
         """
         async with beating("comparing with the origdatablocks") as say:
             now = await catalogue_contents(self._scicat, request.pid, say)
         same_files(request.pid, now, request.verified, request.listed)
+        if request.datablocks:
+            blocks = await self._scicat.datablocks(request.pid)
+            same_records(request, len(blocks), sum(block.packed_size for block in blocks))
         return m.Done(what=f"the catalogue lists the same: {now.in_words()}")
 
     @activity.defn(name="register-datablocks")
@@ -386,6 +389,18 @@ async def catalogue_contents(scicat: SciCat, pid: str, say: Callable[..., None])
             counting.add(entry)
         say(files=counting.contents.files, done_bytes=counting.contents.size_bytes)
     return counting.contents
+
+
+def same_records(request: m.CompareRequest, datablocks: int, packed_bytes: int) -> None:
+    """Raises ``CatalogueChanged`` if SciCat has records of other datablocks than lie on the LTS, or none."""
+    if (datablocks, packed_bytes) != (request.datablocks, request.packed_bytes):
+        raise CatalogueChanged(
+            f"SciCat's records of the datablocks of {request.pid} are not those of the LTS",
+            expected=f"{request.datablocks} records, of {request.packed_bytes} B packed",
+            found=f"{datablocks} records, of {packed_bytes} B" if datablocks else "none",
+            next_step="archiver rebuild  registers what is missing; a record that is wrong is removed by hand first",
+            dataset=request.pid,
+        )
 
 
 def same_files(pid: str, now: m.Contents, verified: m.Contents, listed: m.Contents) -> None:

@@ -237,9 +237,7 @@ class LateWrites:
         if not days:
             return []
         since = datetime.now(UTC) - timedelta(days=days)
-        query = (
-            f"WorkflowType IN ({kinds}) AND (ExecutionStatus = 'Running' OR CloseTime > '{since:%Y-%m-%dT%H:%M:%SZ}')"
-        )
+        query = ended_query(kinds, since)
         latest: dict[str, WorkflowExecution] = {}
         async for row in _listed(query):
             there = latest.get(key(row))
@@ -286,6 +284,11 @@ async def last_request(client: Client, ended: WorkflowExecution, kinds: Mapping[
         if not token:
             break
     return None
+
+
+def ended_query(kinds: str, since: datetime) -> str:
+    """The visibility query for workflows that run, or ended since then."""
+    return f"WorkflowType IN ({kinds}) AND (ExecutionStatus = 'Running' OR CloseTime > '{since:%Y-%m-%dT%H:%M:%SZ}')"
 
 
 def digest_of(blocks: Iterable[tuple[str, int, str]]) -> str:

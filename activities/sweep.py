@@ -11,7 +11,7 @@ import heapq
 import logging
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -511,19 +511,25 @@ def _dated(when: float) -> str:
     return f", since {datetime.fromtimestamp(when, UTC):%Y-%m-%d %H:%M} UTC"
 
 
+JOBS = ("ArchiveJob", "RetrieveJob")
+DATASETS = ("ArchiveDataset", "ArchiveDatablock", "RetrieveDataset", "RetrieveDatablock")
+
+
+def running_query(kinds: Sequence[str]) -> str:
+    """The visibility query for workflows of these types that run."""
+    return f"WorkflowType IN ({', '.join(map(repr, kinds))}) AND ExecutionStatus = 'Running'"
+
+
 async def running_jobs(client: Client) -> set[str]:
     """Ids of the job workflows that run. Temporal's list may be a moment behind: enough to leave a job alone, no more."""
     with answering():
-        query = "WorkflowType IN ('ArchiveJob', 'RetrieveJob') AND ExecutionStatus = 'Running'"
-        return {one.id async for one in client.list_workflows(query)}
+        return {one.id async for one in client.list_workflows(running_query(JOBS))}
 
 
 async def running_datasets(client: Client) -> set[str]:
-    """Pids, as ``keyword`` makes them, of which a dataset's or a datablock's workflow runs."""
+    """Pids, as search attributes have them, of which a dataset's or a datablock's workflow runs."""
     with answering():
-        kinds = "'ArchiveDataset', 'ArchiveDatablock', 'RetrieveDataset', 'RetrieveDatablock'"
-        query = f"WorkflowType IN ({kinds}) AND ExecutionStatus = 'Running'"
-        listed = [one.typed_search_attributes.get(PID) async for one in client.list_workflows(query)]
+        listed = [one.typed_search_attributes.get(PID) async for one in client.list_workflows(running_query(DATASETS))]
     return {pid for pid in listed if pid}
 
 

@@ -511,6 +511,9 @@ class CompareRequest(Wire):
     pid: str
     verified: Contents
     listed: Contents = Contents()
+    datablocks: int = 0
+    """With as many records of datablocks, of ``packed_bytes`` together; 0: they are not looked at, none need be there yet."""
+    packed_bytes: int = 0
 
 
 class BagResult(Wire):

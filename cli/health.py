@@ -5,7 +5,7 @@ from __future__ import annotations
 from temporalio.client import Client
 
 from activities.groups import parse_queues
-from cli import queues
+from cli import queues, sweep_state
 from cli.look import Data
 
 
@@ -16,8 +16,9 @@ def names_of(given: list[str]) -> list[str]:
 
 
 async def health(client: Client, names: list[str] | None = None) -> Data:
-    """The queues, and which of them nobody serves. Raises ``RPCError``.
+    """The queues, and which of them nobody serves; where all queues are asked for, also sweeps that fail again and again.
 
+    Raises ``RPCError``.
     A worker whose slots are all taken does not ask for work: a queue that nobody asks for work counts as served while a
     step is seen to run on it.
     """
@@ -25,11 +26,13 @@ async def health(client: Client, names: list[str] | None = None) -> Data:
     states = await queues.read(client, wanted)
     unserved = await queues.unserved(client, states)
     rows = [state.as_data() | {"served": name not in unserved} for name, state in states.items()]
-    return {"healthy": not unserved, "queues": rows, "unserved": unserved}
+    # A probe of one worker asks for its queues: a SciCat that is out is no reason to start that worker again.
+    failing = [] if names else await sweep_state.failing(client)
+    return {"healthy": not unserved and not failing, "queues": rows, "unserved": unserved, "failing_sweeps": failing}
 
 
 def lines(told: Data) -> list[str]:
-    """A line per queue."""
+    """A line per queue, and per sweep that fails."""
     rows = []
     for state in told["queues"]:
         how = "ok   " if state["served"] else "FAIL "
@@ -38,6 +41,7 @@ def lines(told: Data) -> list[str]:
             said += f"; paused by {state['who']}: {state['reason']}"
         next_step = "" if state["served"] else f"   next: start  archiver worker --queues {_short(state['name'])}"
         rows.append(f"{how} {state['name']:<20} {said}{next_step}")
+    rows += [f"FAIL  {sweep_state.line(state)}" for state in told["failing_sweeps"]]
     return rows
 
 

@@ -14,7 +14,7 @@ from temporalio.client import Client, WorkflowExecution
 from activities.polled import RPC
 from archiver.errors import SettingsInvalid
 from archiver.text import cut, keyword
-from cli import queues
+from cli import queues, sweep_state
 from cli.look import Data, spell
 from cli.queues import queue_of
 from cli.refs import describe, is_retrieval, kind_of, name_of
@@ -73,6 +73,7 @@ async def jobs(
     told: Data = {
         "paused": [state.as_data() for state in paused],
         "none": "no such job" if group is not None or since else _none(running, failed, stuck),
+        "failing_sweeps": await sweep_state.failing(client),
     }
     if stuck:
         return told | await _stuck(client, query, limit)
@@ -217,6 +218,7 @@ def lines(told: Data) -> list[str]:
         f"paused  {state['name']}  by {state['who']} since {state['since'][:16].replace('T', ' ')}: {state['reason']}"
         for state in told["paused"]
     ]
+    rows += [f"FAILS   {sweep_state.line(state)}" for state in told["failing_sweeps"]]
     if told["jobs"]:
         rows.append(f"{'job':<36}  {'kind':<8}  {'state':<10}  {'stage':<25}  {'begun (UTC)':<16}  {'for':>12}  size")
     for job in told["jobs"]:

@@ -631,7 +631,8 @@ def health(
         typer.Option("--queue", help="Only this queue or group, as --queues names it; may be repeated."),
     ] = None,
 ) -> None:
-    """For probes: 0 if Temporal answers and a worker serves every queue, 1 if none does, 7 if Temporal does not answer."""
+    """For probes: 0 if Temporal answers, a worker serves every queue, and no sweep fails again and again; else 1, or 7 if
+    Temporal does not answer. With --queue only workers are looked at."""
     from activities.connection import answering, connect
     from cli import health as probe
 

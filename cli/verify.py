@@ -105,11 +105,14 @@ async def _judged(settings: Settings, done: w.CheckDatasetResult) -> w.CheckData
 def lines(done: w.CheckDatasetResult) -> str:
     """In words."""
     word = {"good": "good", "bad": "BAD", "unknown": "COULD NOT BE CHECKED"}[done.outcome]
+    if done.catalogue == "differs" and not done.bad:
+        # Both are said: nobody is to restore a datablock that is well, or to believe that SciCat can give it back.
+        word = "good on the LTS, BAD in SciCat"
     head = f"{done.pid}  {word}  {done.datablocks} datablocks read, {done.files} files, {size(done.size_bytes)}"
     level = f", at level {done.level!r}" if done.level else ""
     level += {
         "same": "; the files are those of SciCat's origdatablocks",
-        "differs": "; the files are NOT those of SciCat's origdatablocks",
+        "differs": "; SciCat's records are NOT those of the archive",
         "not compared": "; not compared with SciCat's origdatablocks",
     }[done.catalogue]
     more: list[Any] = [f"    {message}" for message in done.messages]

@@ -17,7 +17,7 @@ with workflow.unsafe.imports_passed_through():
 
 from workflows import steps
 from workflows.tasks import windowed
-from workflows.visible import OPERATION, PID, STAGE, details, explain
+from workflows.visible import MESSAGE, OPERATION, PID, STAGE, details, explain
 
 STEPS_PER_SWEEP = 50
 """Of ``sweep-jobs``, each with minutes of time: what is left then is the next sweep's."""
@@ -25,6 +25,18 @@ DATASETS_AT_ONCE = 4
 POLICY = m.Policy(give_up_seconds=60)
 """A sweep that cannot do its work ends soon: the next one comes by itself."""
 FINDERS = (steps.FIND_STARTED, steps.FIND_SPOILED, steps.FIND_STAGED, steps.FIND_ON_LTS)
+
+
+def ended(part: str, problem: str) -> None:
+    """Count a sweep that ended, for Prometheus; leave its problem in Temporal's list, for ``archiver health`` and ``jobs``."""
+    outcome = {"part": part, "outcome": "failed" if problem else "ok"}
+    meter = workflow.metric_meter()
+    meter.create_counter("archiver_sweeps", "Sweeps that ended, by part and outcome").add(1, outcome)
+    if not problem:
+        told = "When a sweep last did all its work, in seconds since 1970, by part"
+        meter.create_gauge_float("archiver_sweep_last_good_seconds", told).set(workflow.time(), {"part": part})
+        return
+    workflow.upsert_memo({MESSAGE: text.one_line(problem, m.MAX_OUTCOME_MESSAGE)})
 
 
 @workflow.defn(name="Sweep")
@@ -51,13 +63,21 @@ class Sweep:
     async def look(self, request: m.SweepRequest, done: m.SweepJobsResult) -> m.SweepJobsResult:
         """One look at all of SciCat's jobs; ``done`` and what it did."""
         for _ in range(1 if request.dry_run else STEPS_PER_SWEEP):
-            done = done.plus(
-                await steps.SWEEP_JOBS.run(request, policy=POLICY, summary="start what SciCat has and nobody started")
-            )
+            try:
+                step = await steps.SWEEP_JOBS.run(
+                    request, policy=POLICY, summary="start what SciCat has and nobody started"
+                )
+            except ActivityError as error:
+                if not is_cancelled_exception(error):
+                    ended("jobs", explain(error).message)
+                raise
+            done = done.plus(step)
             said = done.model_dump(exclude={"lines", "more"})
             details("jobs swept", [*said.items(), *((line, "") for line in done.lines)])
             if not done.more:
                 break
+        if not request.dry_run:
+            ended("jobs", f"SciCat did not answer for {done.failed} jobs: {done.lines[-1:]}" if done.failed else "")
         return done
 
 
@@ -68,7 +88,13 @@ class ExpireRetrieved:
     @workflow.run
     async def run(self, request: m.SweepRequest) -> w.ExpireResult:
         """Fails where the bucket cannot be looked at; the next one comes by itself."""
-        done = await steps.EXPIRE.run(request, policy=POLICY, summary="remove retrieved data past its days")
+        try:
+            done = await steps.EXPIRE.run(request, policy=POLICY, summary="remove retrieved data past its days")
+        except ActivityError as error:
+            if not is_cancelled_exception(error):
+                ended("retrieved", explain(error).message)
+            raise
+        ended("retrieved", "")
         details("retrieved data expired", done.model_dump().items())
         return done
 
@@ -93,6 +119,7 @@ class SweepLeftovers:
                 self.say(f"{pid}: would be cleared ({'; '.join(self.why[pid])})")
         else:
             await windowed(pids, self.clear, DATASETS_AT_ONCE)
+            ended("leftovers", self.done.problems[0] if self.done.problems else "")
         self.show()
         return self.done
 

@@ -96,7 +96,9 @@ class VerifyDataset:
         holds = m.Contents(files=done.files, size_bytes=done.size_bytes, digest=done.digest)
         try:
             await steps.COMPARE.run(
-                m.CompareRequest(pid=request.pid, verified=holds),
+                m.CompareRequest(
+                    pid=request.pid, verified=holds, datablocks=done.datablocks, packed_bytes=done.packed_bytes
+                ),
                 policy=request.policy,
                 summary=f"compare the files of {request.pid} with its origdatablocks",
             )
@@ -151,7 +153,7 @@ class VerifyDataset:
         if is_cancelled_exception(error):
             raise error
         done, info = self.done, explain(error)
-        bad = info.type in ("IntegrityMismatch", "CatalogueChanged")
+        bad = info.type in ("IntegrityMismatch", "CatalogueChanged", "UnknownDataset")
         numbers = [] if n is None else [n]
         self.done = done.model_copy(
             update={

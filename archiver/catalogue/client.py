@@ -44,6 +44,14 @@ class SciCat:
 
     def __init__(self, settings: SciCatSettings, *, transport: httpx.AsyncBaseTransport | None = None) -> None:
         self._session = Session(settings, transport=transport)
+        self._borrowed = False
+
+    @classmethod
+    def over(cls, session: Session) -> SciCat:
+        """Over a session that stays its maker's to close."""
+        scicat = cls.__new__(cls)
+        scicat._session, scicat._borrowed = session, True
+        return scicat
 
     async def __aenter__(self) -> SciCat:
         return self
@@ -51,7 +59,8 @@ class SciCat:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        await self._session.close()
+        if not self._borrowed:
+            await self._session.close()
 
     # --- account ------------------------------------------------------------------------------------------------------
 

@@ -95,6 +95,29 @@ def datablocks_of_archive_id(archive_id: str) -> Query:
     return Query("/api/v3/datablocks", {"where": {"archiveId": archive_id}, "limits": {"limit": 2}})
 
 
+def all_lists(job_types: Sequence[str], submitted: str, in_progress: str, started: str) -> list[tuple[str, Query]]:
+    """Every list that is asked for without a dataset in hand, with who asks: small, and in each form that is ever sent."""
+    asked: list[tuple[str, Query]] = []
+    for bounds in ({}, {"after": "0"}, {"after": "0", "until": "f"}):
+        for job_type in job_types:
+            for code in (submitted, in_progress):
+                asked.append((f"the sweep for jobs ({job_type}, {code})", jobs(job_type, code, limit=1, **bounds)))
+        asked.append(("the sweep for leftovers", pids(started, limit=1, **bounds)))
+    asked.append(("the bridge, and the sweep for leftovers", some_jobs(["00000000-0000-4000-8000-000000000000"])))
+    asked.append(("the bridge, and the sweep for leftovers", storage_locations(["archiver-doctor/none"])))
+    return asked
+
+
+def lists_of_a_dataset(pid: str) -> list[tuple[str, Query]]:
+    """Every list that is asked for about one dataset, with who asks."""
+    return [
+        ("archiving", origdatablock_ids(pid, limit=1)),
+        ("archiving", origdatablocks(pid, ["archiver-doctor-none"])),
+        ("archiving and retrieval", datablocks(pid, limit=1)),
+        ("archiving", datablocks_of_archive_id(f"{pid}/archiver-doctor/none")),
+    ]
+
+
 def _between(key: str, after: str, until: str) -> dict[str, Any]:
     bounds = {**({"$gt": after} if after else {}), **({"$lte": until} if until else {})}
     return {key: bounds} if bounds else {}

@@ -9,7 +9,6 @@ by reading. A DELETE has no body that could stop it, so none is ever sent.
 
 from __future__ import annotations
 
-import json
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
@@ -18,6 +17,9 @@ from uuid import uuid4
 
 import httpx
 
+from archiver.catalogue import payloads, queries
+from archiver.catalogue.client import SciCat
+from archiver.catalogue.records import JobHead
 from archiver.catalogue.session import Session, authorities, words
 from cli.doctor.check import Check, Finding, fail, not_checked, ok, warn
 from cli.doctor.clocks import ask, date_of
@@ -28,7 +30,6 @@ NEVER_ACCEPTED = {"archiverDoctorProbe": True}
 SAMPLE = 50
 """Newest datasets among which one of a foreign group is looked for."""
 WAITING = timedelta(minutes=10)
-JOBS = 1000
 REFUSED = (401, 403)
 UNDONE = (400, 404, 422)
 
@@ -85,8 +86,9 @@ async def read_origdatablocks(ground: Ground) -> Finding:
             return fail(f"of {pid}: status {status} {words(body)}"[:300], "see SciCat's log")
         if not count:
             continue
-        listed = await _listed(session, "/api/v4/origdatablocks", {"datasetId": pid}, 1)
-        if not listed:
+        query = queries.origdatablock_ids(pid, limit=1)
+        _, listed = await session.call("GET", query.path, params=query.params, allow=REFUSED)
+        if not isinstance(listed, list) or not listed:
             return fail(f"of {pid} (group {one.get('ownerGroup')}): {count} counted, none shown")
         ground.reads_all = True
         return ok(f"{count} of {pid}, which is of group {one.get('ownerGroup')}")
@@ -107,26 +109,44 @@ async def read_datablocks(ground: Ground) -> Finding:
     return fail(f"of {pid}: status {status} {words(body)}"[:300])
 
 
+async def lists(ground: Ground) -> Finding:
+    """Each list that is ever asked for, by the functions that make it for whoever asks: SciCat refuses what it does not know."""
+    archive, sweep = ground.settings.archive, ground.settings.sweep
+    types = (archive.job_type, archive.retrieve_job_type)
+    asked = queries.all_lists(types, sweep.submitted_code, payloads.IN_PROGRESS, payloads.STARTED)
+    newest = [one for one in await _newest(_session(ground)) if isinstance(one.get("pid"), str)]
+    if newest:
+        asked += queries.lists_of_a_dataset(str(newest[0]["pid"]))
+    refused: dict[str, str] = {}
+    for who, query in asked:
+        status, body = await _session(ground).call(
+            "GET", query.path, params=query.params, allow=(*REFUSED, *UNDONE, 500, 501)
+        )
+        if status != 200 or not isinstance(body, list):
+            refused.setdefault(who, f"{query.path}: status {status} {words(body)}")
+    if refused:
+        who, why = next(iter(refused.items()))
+        more = f" (and what {len(refused) - 1} others ask for)" if len(refused) > 1 else ""
+        return fail(f"SciCat refuses what {who} asks for{more}: {why}"[:400])
+    left_out = "" if newest else "; SciCat shows no dataset to ask for blocks of"
+    return ok(f"{len(asked)} lists, as the sweeps, the bridge and the steps ask for them{left_out}")
+
+
 async def read_jobs(ground: Ground) -> Finding:
     """Also those that nobody took: a webhook tells once."""
-    job_type = ground.settings.archive.job_type
-    query = {
-        "where": {"type": job_type, "statusCode": "jobSubmitted"},
-        "fields": ["id", "createdAt"],
-        "limits": {"limit": JOBS},
-    }
-    params = {"filter": json.dumps(query)}
-    status, body = await _session(ground).call("GET", "/api/v4/jobs", params=params, allow=(*REFUSED, 404))
-    if status != 200 or not isinstance(body, list):
-        return fail(f"status {status} {words(body)}"[:300])
-    made = [moment for one in body if isinstance(one, dict) and (moment := _moment(one.get("createdAt")))]
+    archive, code = ground.settings.archive, ground.settings.sweep.submitted_code
+    found: list[JobHead] = []
+    async with SciCat.over(_session(ground)) as scicat:
+        for job_type in (archive.job_type, archive.retrieve_job_type):
+            found += await scicat.jobs(job_type, code)
+    made = [moment for head in found if (moment := _moment(head.created_at))]
     late = [moment for moment in made if now() - moment > WAITING]
     if late:
         oldest = (now() - min(late)).total_seconds()
         return warn(
             f"{len(late)} jobs were submitted more than 10 min ago and not taken, the oldest {oldest / 3600:.1f} h"
         )
-    return ok(f"{len(body)} of type {job_type} wait to be taken")
+    return ok(f"{len(found)} of types {archive.job_type} and {archive.retrieve_job_type} wait to be taken")
 
 
 async def write(method: str, path: str, right: str, only_for: str, ground: Ground) -> Finding:
@@ -161,19 +181,9 @@ async def clock(ground: Ground) -> Finding:
 
 async def _newest(session: Session) -> list[dict[str, Any]]:
     """The newest datasets; SciCat's pids tell no time, so by their creation in SciCat."""
-    query = {
-        "fields": ["pid", "ownerGroup", "accessGroups", "isPublished"],
-        "limits": {"limit": SAMPLE, "skip": 0, "sort": {"createdAt": "desc"}},
-    }
-    params = {"filter": json.dumps(query)}
-    status, body = await session.call("GET", "/api/v4/datasets", params=params, allow=(*REFUSED, 400))
+    query = queries.newest_datasets(SAMPLE)
+    status, body = await session.call("GET", query.path, params=query.params, allow=(*REFUSED, 400))
     return [one for one in body if isinstance(one, dict)] if status == 200 and isinstance(body, list) else []
-
-
-async def _listed(session: Session, path: str, where: dict[str, Any], limit: int) -> list[Any]:
-    query = {"where": where, "fields": ["_id"], "limits": {"limit": limit, "skip": 0}}
-    _, body = await session.call("GET", path, params={"filter": json.dumps(query)}, allow=REFUSED)
-    return body if isinstance(body, list) else []
 
 
 def _is_foreign(dataset: Any, ground: Ground) -> bool:
@@ -255,11 +265,19 @@ CHECKS = (
         LOGGED_IN,
     ),
     Check(
+        "scicat lists",
+        "asks for every list that the sweeps, the bridge and the steps ask for, in each form, by the same code",
+        "see docs/scicat.md for the versions that this archiver knows, and update it or SciCat; "
+        "until then lost webhooks and terminated jobs are not taken up",
+        lists,
+        LOGGED_IN,
+    ),
+    Check(
         "scicat jobs",
         "lists submitted jobs; none waits longer than 10 minutes",
-        "see that the bridge runs and that SciCat's jobConfig calls it; then  archiver sweep",
+        "see that the bridge runs and that SciCat's jobConfig calls it; then  archiver sweep  starts them",
         read_jobs,
-        LOGGED_IN,
+        (*LOGGED_IN, "scicat lists"),
     ),
     _right(
         "update lifecycle",

@@ -26,11 +26,15 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from activities.connection import answering, configured, connect
 from activities.groups import LTS_QUEUES
+from activities.late_writes import ended_query
 from activities.polled import partitions
+from activities.sweep import DATASETS, JOBS, running_query
 from archiver.model import SEARCH_ATTRIBUTES
+from cli import sweep_state
 from cli.doctor.check import Check, Finding, fail, not_checked, ok, warn
 from cli.doctor.clocks import judged
 from cli.doctor.ground import Ground, now
+from cli.listing import query_of
 from cli.schedules import keep_schedules, wanted
 from cli.setup import INDEXED, LEAST_RETENTION, RETENTION
 
@@ -172,6 +176,32 @@ async def clock(ground: Ground) -> Finding:
             await poll
 
 
+async def lists(ground: Ground) -> Finding:
+    """Each list of workflows that the sweeps and ``archiver jobs`` ask for, by the functions that make it."""
+    asked = {
+        "the sweep for jobs": running_query(JOBS),
+        "the sweep for leftovers": running_query(DATASETS),
+        "the sweep for leftovers, of what ended": ended_query("'ArchiveJob'", now()),
+        "archiver jobs --failed": query_of(failed=True, since="1d"),
+        "archiver jobs --running": query_of(running=True),
+    }
+    for who, query in asked.items():
+        try:
+            await _client(ground).count_workflows(query)
+        except RPCError as error:
+            return fail(f"Temporal refuses what {who} asks for: {error.message}"[:300])
+    return ok(f"{len(asked)} lists, as the sweeps and archiver jobs ask for them")
+
+
+async def sweeps(ground: Ground) -> Finding:
+    """The sweeps that ran until now."""
+    with answering():
+        failing = await sweep_state.failing(_client(ground))
+    if failing:
+        return fail("; ".join(sweep_state.line(state) for state in failing))
+    return ok("none fails again and again")
+
+
 async def pollers(queue: str, ground: Ground) -> Finding:
     kind = TaskQueueType.TASK_QUEUE_TYPE_ACTIVITY
     name = f"archiver-{queue}"
@@ -244,6 +274,20 @@ CHECKS = (
         "those of the sweeps are as the settings say, and not paused",
         "archiver setup",
         schedules,
+        ("temporal namespace",),
+    ),
+    Check(
+        "temporal lists",
+        "asks for the lists of workflows that the sweeps and archiver jobs ask for, by the same code",
+        "archiver doctor --fix  makes the search attributes; Temporal needs a visibility store that knows OR and IN",
+        lists,
+        ("temporal search attributes",),
+    ),
+    Check(
+        "sweeps",
+        f"none of them failed {sweep_state.REPEATEDLY} times or more in a row",
+        "mend what it says, then  archiver sweep",
+        sweeps,
         ("temporal namespace",),
     ),
     Check(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import inspect
 import os
 import resource
 import shutil
@@ -13,6 +14,7 @@ import ssl
 import subprocess
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ import tomli_w
 from temporalio.api.workflowservice.v1 import UpdateNamespaceRequest
 
 from activities.connection import connect
+from archiver.catalogue import queries
 from archiver.catalogue.standin.app import Account, Fault
 from archiver.settings import LtsSettings
 from archiver.storage.lts import MARKER
@@ -275,6 +278,35 @@ async def test_rights_over_all_groups_are_not_green_where_there_is_nothing_to_tr
     seen = await ward.look(scicat={"url": server.url, "username": USER, "password": PASSWORD})
     assert seen.problems == set()
     assert set(RIGHTS) <= seen.named(Outcome.NOT_CHECKED)
+
+
+async def test_a_list_that_scicat_refuses_is_named_with_who_asks_for_it_by_the_same_code(
+    ward: Ward, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = catalogue()
+    populate(server, (USER, PASSWORD))
+    asked = queries.jobs
+
+    def as_once(*given: Any, after: str = "", **how: Any) -> queries.Query:
+        query = asked(*given, after=after, **how)
+        return replace(query, filter={**query.filter, "where": {**query.filter["where"], "_id": {"$gt": after}}})
+
+    monkeypatch.setattr(queries, "jobs", as_once)
+    seen = await ward.look(scicat={"url": server.url, "username": USER, "password": PASSWORD})
+    seen.only("scicat lists", FAIL, "docs/scicat.md", "what the sweep for jobs (archive, jobSubmitted) asks for")
+    assert "_id should not exist" in seen["scicat lists"].finding.found
+    assert seen["scicat jobs"].finding.outcome == Outcome.NOT_CHECKED
+
+
+async def test_every_list_is_tried_in_each_form(ward: Ward, catalogue: Catalogue) -> None:
+    server = catalogue()
+    populate(server, (USER, PASSWORD))
+    seen = await ward.look(scicat={"url": server.url, "username": USER, "password": PASSWORD})
+    assert seen["scicat lists"].finding.outcome == Outcome.OK
+    made = {name for name, one in vars(queries).items() if inspect.isfunction(one) and not name.startswith("_")}
+    tried = {"jobs", "some_jobs", "pids", "storage_locations", "origdatablock_ids", "origdatablocks", "datablocks"}
+    tried |= {"datablocks_of_archive_id", "newest_datasets", "all_lists", "lists_of_a_dataset"}
+    assert made <= tried, "a new list is to be tried by the doctor too"
 
 
 async def test_jobs_that_nobody_took_are_told(ward: Ward, catalogue: Catalogue) -> None:

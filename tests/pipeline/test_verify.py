@@ -103,7 +103,25 @@ async def test_p4_an_archive_that_is_whole_but_not_what_the_catalogue_lists_is_b
     done = await verify(served.client, served.settings, pid)
     assert (done.outcome, done.bad, done.unknown, done.catalogue) == ("bad", [], [], "differs")
     assert "list other files than were archived" in done.messages[0]
-    assert "NOT those of SciCat's origdatablocks" in lines(done)
+    assert "SciCat's records are NOT those of the archive" in lines(done)
+
+
+@pytest.mark.parametrize("lost", ["the dataset", "its datablocks", "one datablock"])
+async def test_an_archive_that_is_whole_but_has_no_record_in_scicat_is_told_as_both(served: System, lost: str) -> None:
+    pid = await served.dataset(FILES)
+    await served.archive(pid)
+    store = served.standin.store
+    if lost == "the dataset":
+        (await served.http.delete(f"/api/v3/datasets/{pid.replace('/', '%2F')}")).raise_for_status()
+    else:
+        for block in store.all("datablocks", pid)[: 1 if lost == "one datablock" else None]:
+            store.delete("datablocks", block["_id"])
+    done = await verify(served.client, served.settings, pid)
+    assert (done.outcome, done.bad, done.unknown, done.catalogue) == ("bad", [], [], "differs")
+    assert CODES[done.outcome] == 8
+    said = lines(done)
+    assert f"{pid}  good on the LTS, BAD in SciCat  2 datablocks read" in said
+    assert ("SciCat has no dataset" if lost == "the dataset" else "archiver rebuild  registers what is missing") in said
 
 
 @pytest.mark.parametrize("name", ["2.tar.gz", "2.manifest.jsonl.gz"])
