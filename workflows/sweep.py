@@ -17,7 +17,7 @@ with workflow.unsafe.imports_passed_through():
 
 from workflows import steps
 from workflows.tasks import windowed
-from workflows.visible import MESSAGE, OPERATION, PID, STAGE, details, explain
+from workflows.visible import FAILED, MESSAGE, OPERATION, PID, SINCE, STAGE, WAS_GOOD, details, explain
 
 STEPS_PER_SWEEP = 50
 """Of ``sweep-jobs``, each with minutes of time: what is left then is the next sweep's."""
@@ -27,21 +27,40 @@ POLICY = m.Policy(give_up_seconds=60)
 FINDERS = (steps.FIND_STARTED, steps.FIND_SPOILED, steps.FIND_STAGED, steps.FIND_ON_LTS)
 
 
-def ended(part: str, problem: str) -> None:
-    """Count a sweep that ended, for Prometheus; leave its problem in Temporal's list, for ``archiver health`` and ``jobs``."""
-    outcome = {"part": part, "outcome": "failed" if problem else "ok"}
-    meter = workflow.metric_meter()
-    meter.create_counter("archiver_sweeps", "Sweeps that ended, by part and outcome").add(1, outcome)
-    if not problem:
+class Record:
+    """How the looks of one run went: counted for Prometheus, and left in Temporal's list for ``archiver health`` and ``jobs``."""
+
+    def __init__(self, part: str) -> None:
+        self._part = part
+        self._failed = 0
+        self._since = ""
+        self._was_good = False
+
+    def look(self, problem: str = "") -> None:
+        """A look ended: it did all its work, or met this problem."""
+        outcome = {"part": self._part, "outcome": "failed" if problem else "ok"}
+        meter = workflow.metric_meter()
+        meter.create_counter("archiver_sweeps", "Looks of the sweeps, by part and outcome").add(1, outcome)
+        if problem:
+            self._failed += 1
+            self._since = self._since or workflow.now().isoformat(timespec="seconds")
+            memo = {MESSAGE: text.one_line(problem, m.MAX_OUTCOME_MESSAGE), FAILED: self._failed, SINCE: self._since}
+            workflow.upsert_memo({**memo, WAS_GOOD: self._was_good})
+            return
         told = "When a sweep last did all its work, in seconds since 1970, by part"
-        meter.create_gauge_float("archiver_sweep_last_good_seconds", told).set(workflow.time(), {"part": part})
-        return
-    workflow.upsert_memo({MESSAGE: text.one_line(problem, m.MAX_OUTCOME_MESSAGE)})
+        meter.create_gauge_float("archiver_sweep_last_good_seconds", told).set(workflow.time(), {"part": self._part})
+        # Told once, and after failures: a memo costs an event.
+        if self._failed or not self._was_good:
+            workflow.upsert_memo({MESSAGE: None, FAILED: 0, SINCE: None, WAS_GOOD: True})
+        self._failed, self._since, self._was_good = 0, "", True
 
 
 @workflow.defn(name="Sweep")
 class Sweep:
     """Starts submitted jobs that nobody started, and takes up or reports those that nobody works on any more."""
+
+    def __init__(self) -> None:
+        self.record = Record("jobs")
 
     @workflow.run
     async def run(self, request: m.SweepRequest) -> m.SweepJobsResult:
@@ -69,7 +88,7 @@ class Sweep:
                 )
             except ActivityError as error:
                 if not is_cancelled_exception(error):
-                    ended("jobs", explain(error).message)
+                    self.record.look(explain(error).message)
                 raise
             done = done.plus(step)
             said = done.model_dump(exclude={"lines", "more"})
@@ -77,7 +96,7 @@ class Sweep:
             if not done.more:
                 break
         if not request.dry_run:
-            ended("jobs", f"SciCat did not answer for {done.failed} jobs: {done.lines[-1:]}" if done.failed else "")
+            self.record.look(f"SciCat did not answer for {done.failed} jobs: {done.lines[-1:]}" if done.failed else "")
         return done
 
 
@@ -92,9 +111,9 @@ class ExpireRetrieved:
             done = await steps.EXPIRE.run(request, policy=POLICY, summary="remove retrieved data past its days")
         except ActivityError as error:
             if not is_cancelled_exception(error):
-                ended("retrieved", explain(error).message)
+                Record("retrieved").look(explain(error).message)
             raise
-        ended("retrieved", "")
+        Record("retrieved").look()
         details("retrieved data expired", done.model_dump().items())
         return done
 
@@ -119,7 +138,7 @@ class SweepLeftovers:
                 self.say(f"{pid}: would be cleared ({'; '.join(self.why[pid])})")
         else:
             await windowed(pids, self.clear, DATASETS_AT_ONCE)
-            ended("leftovers", self.done.problems[0] if self.done.problems else "")
+            Record("leftovers").look(self.done.problems[0] if self.done.problems else "")
         self.show()
         return self.done
 

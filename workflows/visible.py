@@ -32,6 +32,8 @@ WELL = "finishedSuccessful"
 """Stage of a job that ended well: its status code in SciCat."""
 UNTOLD = "not told"
 """Stage of a job of which SciCat refuses the end."""
+FAILED, SINCE, WAS_GOOD = "failed", "since", "was good"
+"""In the memo of a sweep: so many looks in a row failed, since when, and whether one before them in this run was good."""
 MESSAGE = "message"
 """In the memo of a job that did not end well: why."""
 

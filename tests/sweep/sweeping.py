@@ -19,7 +19,7 @@ class Sweeper:
 
     def __init__(self, system: System, queue: str) -> None:
         self._system = system
-        self._queue = queue
+        self.queue = queue
 
     async def jobs(self, *, dry_run: bool = False, looks: int = 1, every_seconds: float = 60) -> m.SweepJobsResult:
         """One sweep for jobs, to its end."""
@@ -32,7 +32,7 @@ class Sweeper:
 
     async def _run(self, kind: str, request: m.SweepRequest) -> object:
         return await self._system.client.execute_workflow(
-            kind, request, id=f"test-{secrets.token_hex(4)}", task_queue=self._queue
+            kind, request, id=f"test-{secrets.token_hex(4)}", task_queue=self.queue
         )
 
 

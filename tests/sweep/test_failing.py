@@ -7,6 +7,7 @@ import json
 import pytest
 from temporalio.client import WorkflowFailureError
 
+from archiver import model as m
 from archiver.catalogue.standin.app import Fault
 from cli import sweep_state
 from cli.doctor.check import Outcome
@@ -67,18 +68,35 @@ async def test_a_sweep_that_failed_three_times_in_a_row_is_told_everywhere_until
 
 async def test_a_sweep_that_ends_with_a_place_that_it_could_not_look_at_fails_too(make_system: MakeSystem) -> None:
     system = await make_system()
-    marker = system.lts / ".archiver-lts.json"
     async with sweeping(system) as sweeper:
-        content = marker.read_bytes()
-        marker.unlink()
+        system.standin.faults.append(Fault("GET", "/datasets$", times=10_000, status=400))
         for _ in range(3):
             assert (await sweeper.leftovers()).problems
         (line,) = await until(lambda: failing(system), "Temporal lists them")
         assert line.startswith("the sweep for leftovers failed 3 times in a row")
-        marker.write_bytes(content)
+        system.standin.faults.clear()
+        assert (await sweeper.leftovers(dry_run=True)).problems == []
+        assert await failing(system) == [line], "what would be done was not done"
         assert (await sweeper.leftovers()).problems == []
 
         async def well() -> bool:
             return await failing(system) == []
 
         await until(well, "the last one did its work")
+
+
+async def test_looks_of_one_run_that_goes_on_are_counted_too(make_system: MakeSystem) -> None:
+    system = await make_system()
+    async with sweeping(system) as sweeper:
+        request = m.SweepRequest(looks=30, every_seconds=1)
+        handle = await system.client.start_workflow("Sweep", request, id="test-looks", task_queue=sweeper.queue)
+        system.standin.faults.append(REFUSED)
+        (line,) = await until(lambda: failing(system), "three looks failed")
+        assert "Property sort._id should not exist" in line
+        system.standin.faults.clear()
+
+        async def well() -> bool:
+            return await failing(system) == []
+
+        await until(well, "a look did its work")
+        await handle.terminate()
