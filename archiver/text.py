@@ -7,6 +7,7 @@ through here. Names are data: they are shown escaped, never interpreted.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from urllib.parse import quote
 
 NEXT = "; next: "
 """What stands before the next step in a message of one line (``ArchiverError.one_line``)."""
@@ -56,8 +57,13 @@ def name(text: str, limit: int = MAX_NAME) -> str:
 
 
 def keyword(text: str) -> str:
-    """A name as a search attribute, and as it is asked for."""
-    return name(text, MAX_KEYWORD)
+    """A name as a search attribute, and as it is asked for. Without a backslash: servers on SQL find no value that holds one."""
+    plain = text.isprintable() and "\\" not in text
+    return cut(text if plain else "".join(map(_percent, text)), MAX_KEYWORD)
+
+
+def _percent(one: str) -> str:
+    return one if one.isprintable() and one != "\\" else quote(one, safe="", errors="replace")
 
 
 def summary(text: str) -> str:

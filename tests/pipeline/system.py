@@ -105,6 +105,10 @@ class System:
         self.scicat: StandInServer | None = None
         self.children: list[Child] = []
 
+    def override(self, overrides: Overrides) -> None:
+        """Settings that need what is known only now: before ``start``."""
+        self._overrides |= overrides
+
     # --- life -------------------------------------------------------------------------------------------------------
 
     async def start(self) -> System:
