@@ -6,16 +6,13 @@ import asyncio
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import boto3
 import httpx
-from botocore.config import Config
 from temporalio.client import Client, WorkflowHandle
 from temporalio.service import RPCError, RPCStatusCode
 
@@ -30,7 +27,7 @@ from cli import jobs, servers, status
 from cli.bars import Bars
 from cli.dev import DevOptions, DevSystem
 from cli.proof import check_bag, check_download
-from cli.sample import MIB, Sample, make_files, sha256
+from cli.sample import MIB, Sample, created, make_files, publish
 from workflows.visible import size
 
 LOOK_SECONDS = 0.15
@@ -96,7 +93,7 @@ class _Demo:
 
     async def run(self) -> bool:
         """Make, archive, prove, archive again, bring back."""
-        sample = make_files(self.folder / f"source-{int(time.time())}", self.megabytes)
+        sample = make_files(self.folder / f"source-{int(time.time())}", self.megabytes * MIB)
         async with httpx.AsyncClient(base_url=self.info["scicat_url"], timeout=60, trust_env=False) as scicat:
             await self._catalogue(scicat, sample)
             client = await connect(self.settings)
@@ -119,51 +116,7 @@ class _Demo:
         return Path(self.info["lts_root"]) / sample.pid
 
     async def _catalogue(self, scicat: httpx.AsyncClient, sample: Sample) -> None:
-        account = {"username": self.info["scicat_user"], "password": self.info["scicat_password"]}
-        answer = await scicat.post("/api/v3/auth/login", json=account)
-        scicat.headers["Authorization"] = f"Bearer {answer.json()['access_token']}"
-        record = {
-            "type": "raw",
-            "ownerGroup": "demo",
-            "owner": "A Person",
-            "contactEmail": "person@example.org",
-            "sourceFolder": "/demo",
-            "creationTime": "2026-01-01T12:00:00.000Z",
-            "creationLocation": "here",
-            "principalInvestigator": "A Person",
-            "datasetName": "archiver demo",
-        }
-        sample.pid = _created(await scicat.post("/api/v3/datasets", json=record))["pid"]
-        s3 = self.settings.s3
-        client = boto3.session.Session().client(
-            "s3",
-            endpoint_url=str(s3.endpoint),
-            aws_access_key_id=s3.access_key,
-            aws_secret_access_key=s3.secret_key.get_secret_value() if s3.secret_key else None,
-            region_name=s3.region,
-            config=Config(s3={"addressing_style": "path"}),
-        )
-
-        def upload(path: str) -> None:
-            client.upload_file(str(sample.folder / path), self.info["buckets"]["landing"], f"{sample.pid}/{path}")
-
-        def upload_all() -> None:
-            with ThreadPoolExecutor(4) as pool:
-                list(pool.map(upload, (path for path, _ in sample.files)))
-
-        await asyncio.to_thread(upload_all)
-        listed = [
-            {"path": path, "size": count, "time": "2026-01-01T12:00:00.000Z", "chk": sha256(sample.folder / path)}
-            for path, count in sample.files
-        ]
-        for part in _batched(listed, 150):
-            block = {
-                "datasetId": sample.pid,
-                "size": sum(int(str(file["size"])) for file in part),
-                "chkAlg": "sha256",
-                "dataFileList": list(part),
-            }
-            _created(await scicat.post("/api/v3/origdatablocks", json=block))
+        await publish(sample, self.info, self.settings, scicat)
         _row(
             "dataset",
             f"{sample.pid}   {len(sample.files)} files, {size(sample.size_bytes)}, names with spaces and umlauts",
@@ -175,7 +128,7 @@ class _Demo:
         listed = [{"pid": sample.pid, "files": []}]
         job = {"type": "archive", "ownerGroup": "demo", "jobParams": {"datasetList": listed}}
         started = time.monotonic()
-        job_id = str(_created(await scicat.post("/api/v4/jobs", json=job))["id"])
+        job_id = str(created(await scicat.post("/api/v4/jobs", json=job))["id"])
         if self.lose_webhook and not quiet:
             way, handle = await self._swept(client, job_id)
         else:
@@ -196,7 +149,7 @@ class _Demo:
         listed = [{"pid": sample.pid, "files": files}]
         job = {"type": "retrieve", "ownerGroup": "demo", "jobParams": {"datasetList": listed}}
         started = time.monotonic()
-        job_id = str(_created(await scicat.post("/api/v4/jobs", json=job))["id"])
+        job_id = str(created(await scicat.post("/api/v4/jobs", json=job))["id"])
         _, handle = await self._entered(client, job_id, retrieve=True)
         ended, problem = await jobs.finish(handle, lambda _: None)
         seconds = time.monotonic() - started
@@ -227,7 +180,7 @@ class _Demo:
                 raise
         headers = {"Authorization": f"Bearer {self.info['bridge_token']}"}
         async with httpx.AsyncClient(base_url=self.info["bridge_url"], timeout=60, trust_env=False) as bridge:
-            _created(
+            created(
                 await bridge.post(
                     "/api/v1/jobs", json={"id": job_id, "type": "retrieve" if retrieve else "archive"}, headers=headers
                 )
@@ -295,26 +248,10 @@ class _Demo:
         self.held = self.held and held
 
 
-def _batched(items: list[dict[str, Any]], count: int) -> Iterator[list[dict[str, Any]]]:
-    for start in range(0, len(items), count):
-        yield items[start : start + count]
-
-
 def _fingerprint(folder: Path) -> list[tuple[str, int, int]]:
     return sorted(
         (str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()
     )
-
-
-def _created(answer: httpx.Response) -> dict[str, Any]:
-    if answer.status_code != 201:
-        raise OwnFault(
-            "SciCat or the bridge did not take what the demo made",
-            expected="201",
-            found=f"{answer.status_code} {answer.text[:200]}",
-        )
-    data: dict[str, Any] = answer.json()
-    return data
 
 
 def _row(label: str, text: str) -> None:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
+from urllib.parse import quote
 
 from archiver.errors import ArchiverError, Refused
 from cli import devdir, exits, servers
@@ -59,6 +60,17 @@ class DevOptions:
     lose_webhook: bool = False
     """The stand-in tells nobody of a job: only the sweep finds it."""
     sweep_seconds: float = 0
+
+
+def web_pages(info: dict[str, Any]) -> dict[str, str]:
+    """Filtered lists of the Web UI: what one looks for first."""
+    kinds = {
+        "jobs": "WorkflowType IN ('ArchiveJob', 'RetrieveJob')",
+        "datasets under way": "WorkflowType IN ('ArchiveDataset', 'RetrieveDataset') AND ExecutionStatus = 'Running'",
+        "datasets that failed": "WorkflowType IN ('ArchiveDataset', 'RetrieveDataset') AND Stage IN ('failed', 'stopped')",
+    }
+    page = f"{info['temporal_ui']}/namespaces/{info['namespace']}/workflows?query="
+    return {name: page + quote(query, safe="") for name, query in kinds.items()}
 
 
 class DevSystem:

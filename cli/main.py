@@ -246,8 +246,13 @@ def bridge() -> None:
     serve(options.settings())
 
 
-@app.command()
+dev_app = App(invoke_without_command=True)
+"""``archiver dev``, and what plays with it."""
+
+
+@dev_app.callback()
 def dev(
+    context: typer.Context,
     data_dir: Annotated[Path, typer.Option(help="Where everything is kept.")] = Path("archiver-dev"),
     temporal_port: Annotated[int, typer.Option(help="0: a free one")] = 0,
     ui_port: Annotated[int, typer.Option(help="Web UI; 0: a free one")] = 0,
@@ -259,8 +264,13 @@ def dev(
     scicat_user: Annotated[str, typer.Option(envvar="SCICAT_USER")] = "",
     scicat_password: Annotated[str, typer.Option(envvar="SCICAT_PASSWORD", show_envvar=True)] = "",
 ) -> None:
-    """Start everything on this machine: Temporal, Web UI, S3, SciCat stand-in, workers, bridge. Ctrl-C stops all of it."""
-    from cli.dev import DevOptions, DevSystem, interrupt_on_sigterm
+    """Start everything on this machine: Temporal, Web UI, S3, SciCat stand-in, workers, bridge. Ctrl-C stops all of it.
+
+    archiver dev sample  makes a dataset to play with.
+    """
+    if context.invoked_subcommand is not None:
+        return
+    from cli.dev import DevOptions, DevSystem, interrupt_on_sigterm, web_pages
 
     _needs_account(scicat_url, scicat_user, scicat_password)
     wanted = DevOptions(
@@ -281,8 +291,40 @@ def dev(
     hidden = ("secret", "password", "token")
     shown = {key: value for key, value in system.info.items() if not any(word in key for word in hidden)}
     lines = [f"{key:<22}{value}" for key, value in shown.items()]
-    options.out(["ready", *lines, f"settings              {system.config}"], **shown)
+    pages = web_pages(system.info)
+    lines += [f"{key:<22}{value}" for key, value in pages.items()]
+    options.out(
+        [
+            "ready",
+            *lines,
+            f"settings              {system.config}",
+            f"try                   archiver dev sample --data-dir {data_dir}  makes a dataset to play with",
+        ],
+        **shown,
+        pages=pages,
+    )
     system.run()
+
+
+@dev_app.command("sample")
+def dev_sample(
+    data_dir: Annotated[Path, typer.Option(help="That of the archiver dev that runs.")] = Path("archiver-dev"),
+    size: Annotated[str, typer.Option(help="About so much data, such as 200MiB or 5GiB.")] = "50MiB",
+    files: Annotated[int, typer.Option(min=0, max=1_000_000, help="So many small files beside the large ones.")] = 300,
+    hostile: Annotated[bool, typer.Option("--hostile", help="Also names that programs stumble over.")] = False,
+) -> None:
+    """Make a dataset to play with: its files in the landing zone, its records in the stand-in SciCat."""
+    from archiver.settings import parse_size
+    from cli.sample import make_sample
+
+    try:
+        wanted = parse_size(size)
+    except ValueError as error:
+        raise SettingsInvalid(f"--size {error}", expected="a size", found=repr(size)) from None
+    made = make_sample(data_dir, int(str(wanted)), files=files, hostile=hostile, say=options.say)
+    follow = f"archiver -c {data_dir / 'archiver.toml'} archive {made.pid} --wait"
+    told = f"dataset {made.pid}: {len(made.files)} files, {made.size_bytes} bytes"
+    options.out([told, f"next: {follow}"], pid=made.pid, files=len(made.files), size_bytes=made.size_bytes, next=follow)
 
 
 FROM = "Take pids from this file too, one a line (-: standard input); blank lines and # comments are skipped."
@@ -694,6 +736,7 @@ def _needs_account(scicat_url: str, user: str, password: str) -> None:
 
 
 app.add_typer(config_app, name="config", rich_help_panel=PANEL_OF["config"])
+app.add_typer(dev_app, name="dev", rich_help_panel=PANEL_OF["dev"])
 app.registered_commands.sort(key=lambda one: list(PANEL_OF).index(one.name or one.callback.__name__))  # type: ignore[union-attr]
 
 

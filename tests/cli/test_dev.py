@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from cli.sample import HOSTILE_NAMES
 from cli.servers import free_port
 from tests.cli.dev import Dev
 from tests.cli.running import archiver
@@ -86,6 +87,43 @@ def test_dev_json_says_where_everything_is_and_is_readable_by_its_owner_only(dev
 def test_what_dev_prints_has_the_addresses(dev: Dev) -> None:
     for field in ("temporal_address", "temporal_ui", "s3_endpoint", "scicat_url", "bridge_url"):
         assert dev.info[field] in dev.said()
+
+
+def test_what_dev_prints_has_pages_of_the_web_ui_and_how_to_get_a_dataset(dev: Dev) -> None:
+    for name in ("jobs", "datasets under way", "datasets that failed"):
+        (line,) = (line for line in dev.said().splitlines() if line.startswith(f"{name}  "))
+        assert httpx.get(line.split()[-1], trust_env=False).status_code == 200
+    assert f"archiver dev sample --data-dir {dev.data}" in dev.said()
+
+
+@pytest.mark.parametrize("more", [(), ("--hostile",)])
+def test_a_sample_dataset_is_made_archived_and_brought_back(dev: Dev, more: tuple[str, ...]) -> None:
+    made = archiver(
+        "dev", "sample", "--data-dir", dev.data, "--size", "2MiB", "--files", "5", "--json", *more, cwd=dev.folder
+    )
+    assert made.returncode == 0, made.stderr
+    told = json.loads(made.stdout)
+    assert told["files"] == 1 + 10 + 5 + 4 + 1 + (len(HOSTILE_NAMES) if more else 0)
+    assert told["next"].startswith(f"archiver -c {dev.data}/archiver.toml archive {told['pid']}")
+    config = dev.data / "archiver.toml"
+    ended = archiver("-c", config, "archive", told["pid"], "--wait", cwd=dev.folder)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    listed = json.loads(archiver("-c", config, "ls", told["pid"], "--files", "--json", cwd=dev.folder).stdout)
+    paths = {one["path"] for block in listed["datablocks"] for one in block["listed"]}
+    assert len(paths) == told["files"]
+    assert not more or paths >= set(HOSTILE_NAMES)
+    back = archiver("-c", config, "retrieve", told["pid"], "--wait", cwd=dev.folder)
+    assert back.returncode == 0, back.stdout + back.stderr
+    assert not [*dev.data.glob("sample-*")], "nothing is left of what was uploaded"
+
+
+def test_a_sample_without_a_dev_says_what_to_start(tmp_path: Path) -> None:
+    ended = archiver("dev", "sample", cwd=tmp_path)
+    assert ended.returncode == 6
+    assert "error    no archiver dev runs in archiver-dev\n" in ended.stderr
+    size = archiver("dev", "sample", "--size", "much", cwd=tmp_path)
+    assert size.returncode == 2
+    assert "much" in size.stderr
 
 
 def test_p8_no_secret_is_printed_logged_or_on_a_command_line(dev: Dev) -> None:

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from cli.proof import check_bag
-from cli.sample import make_files
+from cli.sample import MIB, make_files
 
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    make_files(tmp_path / "source", 1)
+    make_files(tmp_path / "source", MIB)
     return tmp_path / "source"
 
 
