@@ -443,11 +443,21 @@ def main() -> int:
             except ArchiverError as error:
                 print(error.lines(), file=sys.stderr)
                 codes.append(exit_code(error))
-    if any((cache_dir() / folder).exists() for folder in BUILDING):
-        with _lock("go"):
-            for folder in BUILDING:
-                shutil.rmtree(cache_dir() / folder, ignore_errors=True)
+    _tidy_up()
     return codes[-1]
+
+
+def _tidy_up() -> None:
+    """Remove what only building needed; where a build is under way, its process does that at its end."""
+    if not any((cache_dir() / folder).exists() for folder in BUILDING):
+        return
+    with (cache_dir() / "go.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return
+        for folder in BUILDING:
+            shutil.rmtree(cache_dir() / folder, ignore_errors=True)
 
 
 if __name__ == "__main__":
