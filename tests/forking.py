@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import json
 import pkgutil
+import signal
 import socket
 import subprocess
 import sys
@@ -23,6 +24,12 @@ from cli.servers import Child, Forked, clean_environment, die_with_parent, fork
 _lock = threading.Lock()
 
 
+def _begin() -> None:
+    """SIGINT as a terminal gives it, however the suite was started; and an end with ours."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    die_with_parent()
+
+
 class Server:
     """The fork server, as its callers see it."""
 
@@ -33,7 +40,7 @@ class Server:
             env=clean_environment(PYTHONPATH=str(ROOT)),
             stdin=subprocess.DEVNULL,
             pass_fds=[theirs.fileno()],
-            preexec_fn=die_with_parent,
+            preexec_fn=_begin,
         )
         theirs.close()
         self._lines = ours.makefile("rwb")

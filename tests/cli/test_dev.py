@@ -208,16 +208,13 @@ def test_an_unknown_dataset_is_5_and_makes_no_job(dev: Dev) -> None:
     assert "SciCat knows no dataset 20.500.12345/none" in done.stderr
 
 
-def test_an_unknown_job_is_5_and_its_status_tells_why(dev: Dev) -> None:
-    assert "nothing is known" in dev.archiver("status", JOB).stderr
-    assert dev.archiver("status", JOB).returncode == 5
+def test_an_unknown_job_is_5_and_nothing_is_started(dev: Dev) -> None:
     done = dev.archiver("start", JOB, "--wait")
     assert done.returncode == 5
     assert f"SciCat knows no job {JOB}" in done.stderr
     status = dev.archiver("status", JOB)
-    assert status.returncode == 0
-    assert "FAILED" in status.stdout
-    assert f"SciCat knows no job {JOB}" in status.stdout
+    assert status.returncode == 5
+    assert "nothing is known" in status.stderr
 
 
 def test_a_second_dev_on_the_same_directory_is_refused(dev: Dev) -> None:
