@@ -95,7 +95,7 @@ async def test_a_job_that_scicat_does_not_have_is_not_said_to_be_started(system:
 
 
 async def test_a_job_of_another_program_is_not_started(system: System, run: Run) -> None:
-    job = await system.job(type="public")
+    job = system.stored_job(type="public")
     ended = await run(system, "start", job)
     assert ended.returncode == 6, ended.stderr
     assert ended.stdout == ""

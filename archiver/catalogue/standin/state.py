@@ -113,7 +113,7 @@ class StandIn:
 
     def may_read_job(self, account: Account, job: Document) -> bool:
         """Those who may update any, and who made it or is of its group."""
-        mine = job["createdBy"] == account.name or job.get("ownerGroup") in account.groups
+        mine = job.get("createdBy") == account.name or job.get("ownerGroup") in account.groups
         return account.admin or account.archivemanager or mine
 
     def login(self, body: Any) -> tuple[int, Any]:
