@@ -184,16 +184,10 @@ class CatalogueActivities:
         record = json.dumps(lasting, ensure_ascii=False, sort_keys=True, indent=1).encode("utf-8", "replace")
         await self._scicat.patch_lifecycle(request.pid, payloads.lifecycle_started(request.job_id))
         stored = await in_thread(self._staged(request.pid, request.run).put, "record", record)
-        fields = {
-            "pid": dataset.pid,
-            "source_folder": dataset.source_folder,
-            "owner_group": dataset.owner_group,
-            "proposal_id": dataset.proposal_id,
-        }
         return m.BeginDatasetResult(
             state="go",
             owner_group=dataset.owner_group or "",
-            source={name: value for name, value in fields.items() if value},
+            source=dataset.landing_fields,
             record=stored,
             files=dataset.number_of_files or 0,
         )

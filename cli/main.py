@@ -335,11 +335,21 @@ def archive(
     pids: Annotated[list[str] | None, typer.Argument(help="Datasets to archive.", metavar="PID...")] = None,
     source: Annotated[str | None, typer.Option("--from", metavar="FILE", help=FROM)] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Follow the jobs to their end.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Compare files with SciCat and plan datablocks; make nothing.")
+    ] = False,
 ) -> None:
     """Create the SciCat job for these datasets, as a user would, and start it; of more than 100 datasets, several jobs."""
     from cli.pid_list import wanted
 
-    _submit(wanted(pids or [], source, options.say), wait)
+    found = wanted(pids or [], source, options.say)
+    if dry_run:
+        from cli import dry_run as dry
+
+        lines, data, code = asyncio.run(dry.dry_run(options.settings(), found, options.say))
+        options.out(lines, **data)
+        raise typer.Exit(code)
+    _submit(found, wait)
 
 
 @app.command()

@@ -156,6 +156,17 @@ class Dataset(Record):
         first = listed[0] if isinstance(listed, list) else None
         return first if isinstance(first, str) else ""
 
+    @property
+    def landing_fields(self) -> dict[str, str]:
+        """What the landing zone's URL template is filled with."""
+        fields = {
+            "pid": self.pid,
+            "source_folder": self.source_folder,
+            "owner_group": self.owner_group,
+            "proposal_id": self.proposal_id,
+        }
+        return {name: value for name, value in fields.items() if value}
+
     @classmethod
     def read(cls, document: dict[str, Any]) -> Dataset:
         """Raises ``CatalogueRecordInvalid`` if it is no dataset."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,34 @@ async def test_files_are_of_one_dataset(system: System, run: Run) -> None:
     ended = await run(system, "retrieve", "20.500.12345/a", "20.500.12345/b", "--file", "raw/1.h5")
     assert ended.returncode == 2
     assert "--file names files of one dataset" in ended.stderr
+
+
+async def test_a_dry_run_tells_the_plan_and_what_is_wrong_and_makes_nothing(system: System, run: Run) -> None:
+    good = await system.dataset({"a.txt": b"text", "b.bin": bytes(3000)})
+    bad = await system.dataset(
+        {"a.txt": b"text"}, listed=[System.entry("a.txt", b"text"), System.entry("gone.h5", b"x")]
+    )
+    before = dict(system.standin.store.get("datasets", good) or {}), len(system.standin.store.all("jobs"))
+    ended = await run(system, "--json", "archive", "--dry-run", good, bad, "20.500.12345/none")
+    told = json.loads(ended.stdout)
+    rows = {row["pid"]: row for row in told["datasets"]}
+    assert ended.returncode == 3
+    assert {key: rows[good][key] for key in ("outcome", "files", "size_bytes", "datablocks")} == {
+        "outcome": "would archive",
+        "files": 2,
+        "size_bytes": 3004,
+        "datablocks": 1,
+    }
+    assert rows[bad]["outcome"] == "content error"
+    assert "'gone.h5'" in rows[bad]["message"]
+    assert rows["20.500.12345/none"]["outcome"] == "unknown"
+    assert (dict(system.standin.store.get("datasets", good) or {}), len(system.standin.store.all("jobs"))) == before
+    assert system.boto.list_objects_v2(Bucket=system.staging_bucket).get("Contents", []) == []
+    only = await run(system, "archive", "--dry-run", good)
+    assert only.returncode == 0
+    assert f"{good}  would be archived  2 files, 2.9 KiB, in 1 datablocks" in only.stdout
+    assert re.search(r"LTS: at most 2.9 KiB would be added; [\d.]+ \w+ are free", only.stdout)
+    assert (await run(system, "archive", "--dry-run", bad)).returncode == 4
 
 
 # --- what a file of pids may hold -----------------------------------------------------------------------------------
