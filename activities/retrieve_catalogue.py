@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -214,13 +215,25 @@ class RetrieveCatalogue:
                     retryable=False,
                 )
             records = {block.archive_id: block.packed_size for block in blocks}
-            await in_thread(self._staging.put, keys.records, json.dumps(records, sort_keys=True).encode())
+            stored = await in_thread(self._store, keys, json.dumps(records, sort_keys=True).encode())
+            wanted = ""
             if names:
                 known = await self._known(request.pid, set(names), say)
-                data = gzip.compress(json.dumps(sorted(known)).encode(), mtime=0)
-                await in_thread(self._staging.put, keys.wanted, data)
+                wanted = await in_thread(self._store, keys, gzip.compress(json.dumps(sorted(known)).encode(), mtime=0))
                 names = tuple(known)
-        return w.BeginRetrieveResult(owner_group=dataset.owner_group or "", datablocks=len(blocks), files=len(names))
+        return w.BeginRetrieveResult(
+            owner_group=dataset.owner_group or "",
+            datablocks=len(blocks),
+            files=len(names),
+            records=stored,
+            wanted=wanted,
+        )
+
+    def _store(self, keys: RetrievalKeys, data: bytes) -> str:
+        """Into staging, under the SHA-256 of the bytes, which is returned."""
+        sha256 = hashlib.sha256(data).hexdigest()
+        self._staging.put(keys.staged(sha256), data)
+        return sha256
 
     def _refuse(self, dataset: Dataset) -> None:
         archive, lifecycle = self._settings.archive, dataset.lifecycle

@@ -17,7 +17,7 @@ from activities.running import Beat, told
 from archiver.datablock.contents import contents_of
 from archiver.datablock.extract import Extracted, extract, extract_files, pass_through, select
 from archiver.datablock.manifest import ManifestFile, ManifestReader
-from archiver.errors import IntegrityMismatch, LtsFault, OwnFault, TargetFault
+from archiver.errors import IntegrityMismatch, LtsFault, TargetFault
 from archiver.log import scrub
 from archiver.patience import patiently
 from archiver.pids import pid_path
@@ -32,7 +32,7 @@ from archiver.storage.lts_read import Held
 from archiver.storage.objects import Bucket
 from archiver.storage.retrieval_bucket import RetrievalBucket
 from archiver.storage.retrieval_directory import RetrievalDirectory
-from archiver.storage.staging import archive_id, datablock_name, manifest_name
+from archiver.storage.staging import archive_id, datablock_name, manifest_name, read_staged
 from archiver.storage.targets import Delivered as Placed
 from archiver.storage.targets import Target, stream, whole
 
@@ -63,19 +63,10 @@ class RetrieveLts:
         has; ``IntegrityMismatch`` for a manifest that is not the bag's; ``TargetFull``, which is waited out.
         """
         beat = Beat()
-        keys = self._keys(request)
-        records = self._staging.get(keys.records)
-        if records is None:
-            raise OwnFault(
-                f"object {keys.records} is not in the staging bucket",
-                expected="what an earlier step of this run stored there",
-                found="nothing",
-                next_step="see who removes objects from the staging bucket, then submit the job again",
-                retryable=False,
-            )
+        records = self._staged(request, request.records)
         blocks = _waited_for(beat, lts_read.held, self._lts, request.pid)
         _waited_for(beat, lts_read.compare, request.pid, json.loads(records), blocks, self._lts)
-        wanted, target = self._wanted(keys), self._target(request.destination)
+        wanted, target = self._wanted(request), self._target(request.destination)
         missing = set(wanted or ())
         numbers: list[int] = []
         recall: list[int] = []
@@ -123,10 +114,10 @@ class RetrieveLts:
         Raises ``IntegrityMismatch``, ``LtsFault``, ``TargetFault``, ``TargetDiffers``, ``DestinationRefused``.
         """
         beat = Beat(request.largest_bytes)
-        keys, pid = self._keys(request), request.pid
+        pid = request.pid
         block = _waited_for(beat, self._block, pid, request.n)
         manifest = _waited_for(beat, self._manifest, pid, block)
-        wanted = self._wanted(keys)
+        wanted = self._wanted(request)
         target = self._target(request.destination)
         as_it_is = _as_it_is(request, wanted)
         selected = select(manifest, wanted)
@@ -291,9 +282,15 @@ class RetrieveLts:
             )
         return manifest
 
-    def _wanted(self, keys: RetrievalKeys) -> set[str] | None:
-        data = self._staging.get(keys.wanted)
-        return None if data is None else set(json.loads(gzip.decompress(data)))
+    def _wanted(self, request: w.Selection) -> set[str] | None:
+        """The wanted names; None: all. Raises ``StagedLost``: a list that is gone never means all."""
+        if not request.wanted:
+            return None
+        return set(json.loads(gzip.decompress(self._staged(request, request.wanted))))
+
+    def _staged(self, request: w.Selection, sha256: str) -> bytes:
+        key = self._keys(request).staged(sha256)
+        return read_staged(self._staging, key, sha256, request.pid, lost="selection")
 
     def _target(self, destination: w.Destination) -> Target:
         if destination.kind == "directory":

@@ -183,7 +183,8 @@ class StagingFault(SystemFault):
 class StagedLost(StagingFault):
     """An object in staging is gone, or is not what this run stored. The workflow has it made again.
 
-    ``lost``: ``record``, ``listing``, ``plan``, ``datablock``, ``manifest``, ``verification`` or ``bag``.
+    ``lost``: ``record``, ``listing``, ``plan``, ``datablock``, ``manifest``, ``verification`` or ``bag``; of a retrieval
+    ``selection``.
     """
 
     def __init__(self, what: str, *, lost: str, **details: object) -> None:

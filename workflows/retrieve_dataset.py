@@ -5,10 +5,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import timedelta
 
 from temporalio import workflow
-from temporalio.exceptions import ActivityError, WorkflowAlreadyStartedError
+from temporalio.exceptions import ActivityError, ChildWorkflowError, WorkflowAlreadyStartedError
 from temporalio.workflow import ParentClosePolicy
 
 with workflow.unsafe.imports_passed_through():
@@ -33,6 +34,8 @@ from workflows.work import DatasetWork
 
 FIRST_LOOK = timedelta(seconds=1)
 LONGEST_LOOK = timedelta(minutes=5)
+MENDS = 5
+"""Times that what is staged is stored again because it was lost or damaged, before that is a failure of the retrieval."""
 DATABLOCKS_PER_RUN = 300
 """After so many child workflows the run continues as new, so that its history stays small (P9)."""
 
@@ -92,6 +95,7 @@ class RetrieveDataset(DatasetWork):
         self.plan = state.plan if state else None
         self.done = state.done if state else 0
         self.files = state.files if state else 0
+        self.mended, self.mending = 0, asyncio.Lock()
         self.running: list[int] = []
 
     @workflow.query(description="Stage, datablocks done and running, sizes")
@@ -133,19 +137,46 @@ class RetrieveDataset(DatasetWork):
     async def prepare(self) -> w.PlanRetrieveResult:
         """Mark the dataset; compare the catalogue's records with the LTS; see which datablocks hold what is wanted."""
         r, policy = self.request, self.request.policy
-        selection = w.Selection(**self.selection())
-        self.begun = await steps.BEGIN_RETRIEVE.run(
-            selection, policy=policy, summary=f"mark {r.pid} as being retrieved, read its datablocks' records"
-        )
+        self.begun = await self.begin()
         self.at("planning", OWNER_GROUP.value_set(text.keyword(self.begun.owner_group or "-")))
-        self.plan = await steps.PLAN_RETRIEVE.run(
-            selection,
-            policy=policy,
-            summary=f"compare {self.begun.datablocks} records with the LTS, and see what is wanted of each",
-        )
+        while True:
+            mended = self.mended
+            try:
+                self.plan = await steps.PLAN_RETRIEVE.run(
+                    w.Selection(**self.selection()),
+                    policy=policy,
+                    summary=f"compare {self.begun.datablocks} records with the LTS, and see what is wanted of each",
+                )
+                break
+            except ActivityError as error:
+                await self.mend(error, mended)
         if self.plan.recall:
             await recall.asked_for(r.pid, self.plan.recall, policy)
         return self.plan
+
+    async def begin(self) -> w.BeginRetrieveResult:
+        """Mark the dataset; store the catalogue's records and the wanted names."""
+        r = self.request
+        return await steps.BEGIN_RETRIEVE.run(
+            w.Selection(**self.selection()),
+            policy=r.policy,
+            summary=f"mark {r.pid} as being retrieved, read its datablocks' records",
+        )
+
+    async def mend(self, error: ActivityError | ChildWorkflowError, mended: int) -> None:
+        """Store again what was lost in staging; raises ``error`` where it is another, or that was done often enough.
+
+        ``mended``: how often it was done before the work that lost it began.
+        """
+        if explain(error).lost != "selection":
+            raise error
+        async with self.mending:
+            if self.mended != mended:
+                return
+            if self.mended >= MENDS:
+                raise error
+            self.mended += 1
+            self.begun = await self.begin()
 
     def state(self) -> w.RetrieveDatasetState:
         """For the next run."""
@@ -167,6 +198,7 @@ class RetrieveDataset(DatasetWork):
         self.running.append(n)
         try:
             while True:
+                mended = self.mended
                 try:
                     result = await workflow.execute_child_workflow(
                         RetrieveDatablock.run,
@@ -191,6 +223,8 @@ class RetrieveDataset(DatasetWork):
                 except WorkflowAlreadyStartedError:
                     await workflow.sleep(pause, summary=f"datablock {n} of an earlier run is stopping")
                     pause = min(pause * 2, LONGEST_LOOK)
+                except ChildWorkflowError as error:
+                    await self.mend(error, mended)
             self.done, self.files = self.done + 1, self.files + result.files
             if self.stage == "restoring":
                 self.at("reading")
@@ -246,7 +280,15 @@ class RetrieveDataset(DatasetWork):
     def selection(self) -> dict[str, object]:
         """The fields of ``Selection``."""
         r = self.request
-        return {"pid": r.pid, "selection": r.selection, "job_id": r.job_id, "destination": r.destination}
+        begun = self.begun
+        return {
+            "pid": r.pid,
+            "selection": r.selection,
+            "job_id": r.job_id,
+            "destination": r.destination,
+            "records": begun.records if begun else "",
+            "wanted": begun.wanted if begun else "",
+        }
 
     def at(self, stage: str, *more: object) -> None:
         """Enter a stage, and let people see it."""

@@ -61,15 +61,9 @@ class RetrievalKeys:
         """Everything in staging that this retrieval needs while it runs, and nothing else, lies below this prefix."""
         return f"{works(self.staging_prefix, self.pid)}{self.selection}/"
 
-    @property
-    def records(self) -> str:
-        """In staging: the catalogue's datablocks, archiveId to packed size, as JSON."""
-        return self.work + "records.json"
-
-    @property
-    def wanted(self) -> str:
-        """In staging: the wanted names, a JSON list, gzip; not there if all files are wanted."""
-        return self.work + "wanted.json.gz"
+    def staged(self, sha256: str) -> str:
+        """In staging, by the SHA-256 of its bytes: the catalogue's datablocks, or the wanted names."""
+        return self.work + sha256
 
     def told(self, dataset_prefix: str) -> str:
         """In the retrieval bucket: what is told of this selection lies below this prefix, in the dataset's own."""

@@ -75,6 +75,10 @@ class Selection(m.Wire):
     selection: str
     job_id: str
     destination: Destination = Destination()
+    records: str = ""
+    """SHA-256 of the staged list of the catalogue's datablocks: JSON, archiveId to packed size."""
+    wanted: str = ""
+    """SHA-256 of the staged list of wanted names: JSON, gzip; empty: all of the dataset."""
 
 
 class BeginRetrieveResult(m.Wire):
@@ -84,6 +88,9 @@ class BeginRetrieveResult(m.Wire):
     datablocks: int
     files: int = 0
     """Wanted by name; 0: all."""
+    records: str = ""
+    wanted: str = ""
+    """As in ``Selection``."""
 
 
 class PlanRetrieveResult(m.Wire):

@@ -82,13 +82,18 @@ class Staged:
 
     def read(self, key: str, sha256: str, *, lost: str, datablock: int | None = None) -> bytes:
         """An object of these bytes. Raises as ``get``."""
-        found = ""
-        for _ in range(READS):
-            data = self._bucket.raw(key)
-            found = "nothing" if data is None else f"{len(data)} B of SHA-256 {hashlib.sha256(data).hexdigest()}"
-            if data is not None and hashlib.sha256(data).hexdigest() == sha256:
-                return data
-        raise lost_object(key, f"SHA-256 {sha256}", found, self._keys.pid, lost=lost, datablock=datablock)
+        return read_staged(self._bucket, key, sha256, self._keys.pid, lost=lost, datablock=datablock)
+
+
+def read_staged(bucket: Bucket, key: str, sha256: str, pid: str, *, lost: str, datablock: int | None = None) -> bytes:
+    """A staged object of these bytes. Raises ``StagedLost`` if it is not there any more, or damaged; the bucket's fault."""
+    found = ""
+    for _ in range(READS):
+        data = bucket.raw(key)
+        found = "nothing" if data is None else f"{len(data)} B of SHA-256 {hashlib.sha256(data).hexdigest()}"
+        if data is not None and hashlib.sha256(data).hexdigest() == sha256:
+            return data
+    raise lost_object(key, f"SHA-256 {sha256}", found, pid, lost=lost, datablock=datablock)
 
 
 def lost_object(

@@ -15,9 +15,9 @@ from tests.pipeline.system import Overrides, System
 
 FOREVER = 3600.0
 
-PLAN = ("GET", r"/retrievals/{pid}/[0-9a-f]+/records\.json$")
+PLAN = ("GET", r"/retrievals/{pid}/[0-9a-f]+/[0-9a-f]{64}$")
 """``plan-retrieve`` reads what the step before it stored."""
-BEGIN = ("PUT", r"/retrievals/{pid}/[0-9a-f]+/records\.json$")
+BEGIN = ("PUT", r"/retrievals/{pid}/[0-9a-f]+/[0-9a-f]{64}$")
 """``begin-retrieve-dataset`` stores what SciCat said."""
 PUT_FILE = ("PUT", r"^/retrieval-[^/]+/{pid}/(?!\.scicat-archiver/)[^?]*$")
 """``retrieve-datablock`` puts a small file."""

@@ -104,13 +104,15 @@ class Retrieval:
         made = w.Selection(pid=self.pid, selection=selection_of(to, few), job_id="1", destination=to)
         keys = RetrievalKeys(self.system.settings.staging.prefix, self.pid, made.selection)
         records = {block["archiveId"]: block["packedSize"] for block in self.system.datablocks(self.pid)}
-        self._put(keys.records, json.dumps(records).encode())
+        stored = {"records": self._put(keys, json.dumps(records).encode())}
         if few:
-            self._put(keys.wanted, gzip.compress(json.dumps(few).encode()))
-        return made
+            stored["wanted"] = self._put(keys, gzip.compress(json.dumps(few).encode()))
+        return made.model_copy(update=stored)
 
-    def _put(self, key: str, data: bytes) -> None:
-        self.system.boto.put_object(Bucket=self.system.staging_bucket, Key=key, Body=data)
+    def _put(self, keys: RetrievalKeys, data: bytes) -> str:
+        sha256 = hashlib.sha256(data).hexdigest()
+        self.system.boto.put_object(Bucket=self.system.staging_bucket, Key=keys.staged(sha256), Body=data)
+        return sha256
 
     async def run(self, selection: w.Selection) -> str:
         """Into an empty target; the type of the error that ended it for good and names the dataset; or nothing."""

@@ -14,6 +14,7 @@ from archiver.settings import S3Settings
 from tests.pipeline.faulty_s3 import EVER, FaultyS3, S3Fault
 from tests.pipeline.moments import noise, staged
 from tests.pipeline.oracle import assert_archived, assert_clean
+from tests.pipeline.retrieving import fetched, retrieve
 from tests.pipeline.system import System
 
 FILES = {f"raw/{k}.bin": noise(3000 + k, k) for k in range(6)}
@@ -81,15 +82,15 @@ class Staging:
             key = urlsplit(path).path.split("/", 2)[2]
             data = boto.get_object(Bucket=bucket, Key=key)["Body"].read()
             like = sorted(staged(self.system, pid), key=lambda one: one.rpartition("/")[0] != key.rpartition("/")[0])
-            (other, *_) = [one for one in like if one != key]
-            spoiled = damage(data, boto.get_object(Bucket=bucket, Key=other)["Body"].read())
+            others = [boto.get_object(Bucket=bucket, Key=one)["Body"].read() for one in like if one != key]
+            spoiled = damage(data, (others or [b"other"])[0])
             if spoiled is None:
                 boto.delete_object(Bucket=bucket, Key=key)
             else:
                 fits = {"sha256": hashlib.sha256(spoiled).hexdigest()}
                 boto.put_object(Bucket=bucket, Key=key, Body=spoiled, Metadata=fits)
 
-        pattern = f"/datasets/{pid}/.*{rotting.pattern}"
+        pattern = f"/(datasets|retrievals)/{pid}/.*{rotting.pattern}"
         fault = S3Fault(rotting.method, pattern, times=times, skip=rotting.skip, at=spoil)
         self.proxy.faults.append(fault)
         return fault
@@ -213,3 +214,20 @@ async def test_p4_a_bit_that_flips_once_after_an_ordinary_retry_is_read_again_an
     assert [fault.befell for fault in (*refused, *flips)] == [1] * 7
     assert len(packed) == 2, "by the two attempts; the one whose source flipped was not stored"
     await assert_archived(system, pid, {"raw/a.bin": noise(5000, 1)})
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize(
+    "read", [0, 1, 2], ids=["the records", "the names, before planning", "the names, before reading"]
+)
+async def test_p5_what_a_retrieval_keeps_in_staging_is_stored_again_and_a_lost_list_of_names_never_means_all(
+    staging: Staging, damage: str, read: int
+) -> None:
+    system = staging.system
+    pid = await system.dataset(FILES)
+    assert (await system.archive(pid)).counts == m.Counts(archived=1)
+    fault = staging.rot(pid, Rotting("GET", "/[0-9a-f]{64}$", skip=read), DAMAGES[damage])
+    job, result = await retrieve(system, pid, files=["raw/1.bin"])
+    assert fault.befell == 1
+    assert result.counts == m.Counts(retrieved=1)
+    assert await fetched(system, job) == {"raw/1.bin": FILES["raw/1.bin"]}

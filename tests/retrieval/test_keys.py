@@ -19,7 +19,7 @@ PREFIXES = st.sampled_from(["", "archiver/", "retrievals/"])
 @given(PIDS, PREFIXES, st.lists(st.text(max_size=5), max_size=3))
 def test_a_key_tells_its_dataset_and_is_no_key_of_an_archiving(pid: str, prefix: str, files: list[str]) -> None:
     keys = RetrievalKeys(prefix, pid, selection_of(Destination(), files))
-    for key in (keys.records, keys.wanted):
+    for key in (keys.staged("0" * 64), keys.staged("1" * 64)):
         assert retrieved_pid(prefix, key) == pid
         assert dataset_of(prefix, key) is None
     assert retrieved_pid(prefix, StagingKeys(prefix, pid, "run").named("plan", "0")) is None
