@@ -338,8 +338,9 @@ class ArchiveDataset(DatasetWork):
             self.note_end((await finishing).agent)
             self.at("archived")
             kept = await self.delete_sources(ref)
-            kept += "".join(await asyncio.gather(self.clean_staging(), self.record_events(ref)))
+            cleaning = asyncio.create_task(self.clean_staging())
         else:
+            kept = ""
             # What is staged served the bag and the registration: it goes beside the report.
             cleaning = asyncio.create_task(self.clean_staging())
             try:
@@ -347,11 +348,7 @@ class ArchiveDataset(DatasetWork):
             except ActivityError:
                 await cleaning
                 raise
-            # Not before the report is true (P2); most of it passes while staging is cleaned.
-            kept = await self.record_events(ref)
-            kept += await cleaning
-            self.at("archived")
-        return m.DatasetOutcome(
+        outcome = m.DatasetOutcome(
             pid=r.pid,
             outcome="archived",
             message=f"{registered.files} files in {registered.datablocks} datablocks, verified ({bag.level}){kept}",
@@ -361,6 +358,10 @@ class ArchiveDataset(DatasetWork):
             packed_bytes=registered.packed_bytes,
             level=bag.level,
         )
+        # The receipt not before the report is true (P2); most of it passes while staging is cleaned.
+        left = await self.clearing(outcome, self.record_events(ref), cleaning)
+        self.at("archived")
+        return outcome.model_copy(update={"message": outcome.message + left})
 
     async def bag_and_registration(self) -> None:
         """The bag's files, then the records in SciCat. May be repeated: each finds what it did before."""
@@ -459,7 +460,9 @@ class ArchiveDataset(DatasetWork):
         r = self.request
         try:
             await steps.CLEAN_STAGING.run(
-                m.PidRequest(pid=r.pid, job_id=r.job_id), policy=r.policy, summary="remove staged objects"
+                m.PidRequest(pid=r.pid, job_id=r.job_id),
+                policy=self.clearing_policy(r.policy),
+                summary="remove staged objects",
             )
         except ActivityError as error:
             return f"; staged objects are left: {explain(error).message}"
@@ -479,13 +482,16 @@ class ArchiveDataset(DatasetWork):
         # A dataset that is unknown, foreign or refused at its beginning was never marked: its record is not ours to write.
         # Any other may have been, also when the step that marks it was stopped.
         if info is None or self.begun is not None or (info.kind != "refused" and info.type != "UnknownDataset"):
-            self.message += "".join(
-                await asyncio.gather(self.tell_scicat(info), self.clean_lts(), self.clean_staging())
-            )
+            cleaning = [asyncio.create_task(self.clean_lts()), asyncio.create_task(self.clean_staging())]
+            self.message += await self.tell_scicat(info)
+            self.message += await self.clearing(self.ended(info), *cleaning)
         self.at("stopped" if info is None else "failed")
-        return m.DatasetOutcome(
-            pid=self.request.pid, outcome="cancelled" if info is None else "failed", message=self.message, error=info
-        )
+        return self.ended(info)
+
+    def ended(self, info: m.ErrorInfo | None) -> m.DatasetOutcome:
+        """The outcome of a dataset that failed, or was stopped (None)."""
+        outcome: m.Outcome = "cancelled" if info is None else "failed"
+        return m.DatasetOutcome(pid=self.request.pid, outcome=outcome, message=self.message, error=info)
 
     async def tell_scicat(self, info: m.ErrorInfo | None) -> str:
         """Say in the dataset's record why it was not archived."""
@@ -518,7 +524,7 @@ class ArchiveDataset(DatasetWork):
                         self.event("ingestion end", f"The dataset was not archived: {self.message}", failed=True),
                     ],
                 ),
-                policy=r.policy,
+                policy=self.clearing_policy(r.policy),
                 summary="remove what did not verify from the LTS",
             )
         except ActivityError as error:

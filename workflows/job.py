@@ -61,6 +61,8 @@ class DatasetsJob:
         self.state = state or m.JobState()
         self.running: list[str] = []
         self.others: dict[str, m.DatasetOutcome | None] = {}
+        self.early: dict[str, m.DatasetOutcome | None] = {}
+        """Of our own datasets: what they tell while they still clear up."""
         self.stop: m.StopRequest | None = None
         self.work: asyncio.Task[None] | None = None
         self.message = ""
@@ -94,8 +96,9 @@ class DatasetsJob:
     def dataset_done(self, *given: object) -> None:
         """Take the outcome of a dataset that this job waits for."""
         outcome = heard(m.DatasetOutcome, given)
-        if outcome is not None and outcome.pid in self.others:
-            self.others[outcome.pid] = outcome
+        for waiting in (self.others, self.early):
+            if outcome is not None and outcome.pid in waiting:
+                waiting[outcome.pid] = outcome
 
     # --- the run --------------------------------------------------------------------------------------------------
 
@@ -160,7 +163,7 @@ class DatasetsJob:
         look = FIRST_LOOK
         while True:
             try:
-                return await self.child(pid)
+                return await self.own_outcome(pid)
             except WorkflowAlreadyStartedError:
                 self.others[pid] = None
                 try:
@@ -181,6 +184,23 @@ class DatasetsJob:
                     shared = self.others.pop(pid, None)
                 if shared is not None:
                     return shared
+
+    async def own_outcome(self, pid: str) -> m.DatasetOutcome:
+        """Run the dataset's workflow; what it still has to clear when it tells its outcome is not waited for."""
+        self.early[pid] = None
+        child = asyncio.create_task(self.child(pid))
+        told = asyncio.create_task(workflow.wait_condition(lambda: self.early.get(pid) is not None))
+        try:
+            try:
+                await workflow.wait([child, told], return_when=asyncio.FIRST_COMPLETED)
+            except asyncio.CancelledError as stopped:
+                # Who asked, and why, is read there.
+                child.cancel(*stopped.args)
+                await workflow.wait([child, told], return_when=asyncio.FIRST_COMPLETED)
+            return child.result() if child.done() else self.early[pid] or await child
+        finally:
+            told.cancel()
+            del self.early[pid]
 
     def note(self, outcome: m.DatasetOutcome) -> None:
         """Count an outcome and keep it, failures before successes, at most ``MAX_OUTCOMES``."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
+from datetime import timedelta
 
 from temporalio import workflow
 from temporalio.exceptions import (
@@ -18,6 +20,11 @@ with workflow.unsafe.imports_passed_through():
 
 from workflows.tasks import protected
 from workflows.visible import explain, heard
+
+TELL_AFTER = timedelta(seconds=30)
+"""So long a job waits for what its dataset still has to clear; after that it is told the outcome without it."""
+CLEAR_FOR = timedelta(minutes=15)
+"""After so long what cannot be cleared is left to the sweep."""
 
 
 class DatasetWork:
@@ -64,6 +71,24 @@ class DatasetWork:
         if outcome.outcome == "cancelled" and workflow.cancellation_reason() is not None:
             raise asyncio.CancelledError(outcome.message)
         return outcome
+
+    async def clearing(self, outcome: m.DatasetOutcome, *work: Awaitable[str]) -> str:
+        """Wait for what is left to be cleared, and return in words what could not be. SciCat has been told of the outcome.
+
+        If that lasts, whoever waits for the outcome is told it meanwhile: no report waits for a store that cannot delete.
+        """
+        task = asyncio.gather(*work)
+        await workflow.wait([task], timeout=TELL_AFTER.total_seconds())
+        if not task.done():
+            if (parent := workflow.info().parent) is not None:
+                self.subscribers.append(parent.workflow_id)
+            await self.tell(outcome)
+        return "".join(await task)
+
+    def clearing_policy(self, policy: m.Policy) -> m.Policy:
+        """The policy of steps that clear."""
+        limit = min(policy.give_up_seconds, CLEAR_FOR.total_seconds())
+        return policy.model_copy(update={"give_up_seconds": limit})
 
     async def tell(self, outcome: m.DatasetOutcome) -> None:
         """Signal the outcome to every job that asked. A job that ended meanwhile needs no answer."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import timedelta
 from typing import Any
 from uuid import uuid4
 
@@ -13,7 +14,7 @@ from temporalio.exceptions import ApplicationError, CancelledError
 from archiver import model as m
 from tests.workflows.conftest import Serve
 from tests.workflows.scripted import Script, content_error
-from workflows import steps
+from workflows import steps, work
 
 
 async def start(client: Client, *, pids: list[str] | None = None) -> WorkflowHandle[Any, Any]:
@@ -112,6 +113,43 @@ async def test_p5_users_are_told_of_a_failure_while_lts_and_staging_are_out(serv
     (finish,) = script.of("finish-job")
     assert "left on the LTS" in finish.outcomes[0].message
     assert "staged objects are left" in finish.outcomes[0].message
+
+
+@pytest.mark.parametrize("end", ["archived", "failed", "stopped"])
+async def test_a_clean_up_that_lasts_delays_no_report_and_is_done_all_the_same(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    monkeypatch.setattr(work, "TELL_AFTER", timedelta(seconds=1))
+    script, go_on, cleaned = unique(Script(datablocks=1)), asyncio.Event(), []
+
+    async def clean(request: Any) -> Any:
+        await go_on.wait()
+        cleaned.append(request)
+        return m.Done(what="cleaned")
+
+    async def plan(request: m.PlanRequest) -> m.PlanResult:
+        if end == "stopped":
+            await handle.signal("cancel", m.StopRequest(reason="test", who="test"))
+        raise content_error("2 files are missing")
+
+    script.replaced["clean-staging"] = clean
+    if end != "archived":
+        script.replaced |= {"roll-back-lts": clean, "plan-dataset": plan}
+    handle = await start(client := await serve(script, sandboxed=False))
+    result = await asyncio.wait_for(handle.result(), 60)
+    counts = {"archived": m.Counts(archived=1), "failed": m.Counts(content_errors=1), "stopped": m.Counts(cancelled=1)}
+    assert (result.counts, cleaned) == (counts[end], [])
+    dataset = client.get_workflow_handle(f"archive-dataset/{script.pids()[0]}", result_type=m.DatasetOutcome)
+    assert (await dataset.describe()).status == WorkflowExecutionStatus.RUNNING
+    go_on.set()
+    # The job is closed, and asked it to stop: what is under way is cleared all the same.
+    if end == "stopped":
+        with pytest.raises(WorkflowFailureError) as failure:
+            await asyncio.wait_for(dataset.result(), 60)
+        assert isinstance(failure.value.cause, CancelledError)
+    else:
+        assert (await asyncio.wait_for(dataset.result(), 60)).outcome == end
+    assert cleaned
 
 
 async def test_bytes_that_do_not_verify_go_into_quarantine_and_are_made_anew_from_the_source(serve: Serve) -> None:
