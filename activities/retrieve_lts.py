@@ -68,6 +68,7 @@ class RetrieveLts:
         _waited_for(beat, lts_read.compare, request.pid, json.loads(records), blocks, self._lts)
         wanted, target = self._wanted(request), self._target(request.destination)
         missing = set(wanted or ())
+        refused: list[str] = []
         numbers: list[int] = []
         recall: list[int] = []
         files = size = packed = largest = 0
@@ -78,6 +79,9 @@ class RetrieveLts:
             if not selected.files:
                 continue
             missing -= selected.found
+            for file in _files(block, manifest, wanted, _as_it_is(request, wanted)):
+                if why := target.refuses(request.pid, file.path):
+                    refused.append(f"{file.path[:80]!a}... ({why})" if len(refused) < FIRST else "")
             numbers.append(block.n)
             if not self._lts.readable(pid_path(request.pid), _name(block)) and not self._is_there(
                 target, request, block, manifest, wanted, beat
@@ -104,6 +108,8 @@ class RetrieveLts:
             packed_bytes=packed,
             largest_bytes=largest,
             recall=recall,
+            refused=len(refused),
+            refused_first=", ".join(name for name in refused if name),
         )
 
     @activity.defn(name="retrieve-datablock", no_thread_cancel_exception=True)
@@ -151,7 +157,8 @@ class RetrieveLts:
             else:
                 done = extract_files(read_range, manifest, wanted.__contains__, sink, progress=advance)
         if isinstance(target, RetrievalBucket):
-            files = _files(block, manifest, wanted, as_it_is)
+            told = _files(block, manifest, wanted, as_it_is)
+            files = (one for one in told if not target.refuses(pid, one.path))
             key = self._keys(request).delivered(target.dataset(pid), block.n)
             target.bucket.put(key, _list(request, block, target.delivered(pid, files), as_it_is))
         logger.info(
@@ -246,12 +253,13 @@ class RetrieveLts:
         files = [
             Placed(one.path, target.key(request.pid, one.path), one.size, one.sha256)
             for one in _files(block, manifest, wanted, as_it_is)
+            if not target.refuses(request.pid, one.path)
         ]
         if told != _list(request, block, files, as_it_is):
             return False
         for one in files:
             beat.note(f"looking whether {one.name[:100]!a} is there")
-            if target.bucket.proof(one.where) != (one.size, one.sha256):
+            if not target.bucket.holds(one.where, one.size, one.sha256, beat):
                 return False
         return True
 

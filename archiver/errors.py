@@ -6,7 +6,7 @@ ArchiverError
 |   |-- EmptyDataset, DuplicatePath, PathCollision, HostilePath  the catalogue's list cannot be true
 |   |-- ChecksumDiffers                                          bytes against the catalogue's checksum
 |   |-- CatalogueChanged                                         the catalogue's list when archiving began and at its end
-|   |-- DestinationRefused, TargetDiffers                        where retrieved data is to go, or what lies there
+|   |-- DestinationRefused, TargetDiffers, NameRefused                        where retrieved data is to go, or what lies there
 |   `-- UnknownDataset, UnknownFiles                             the job names a pid, or files, that SciCat does not know
 |-- SystemFault       the operator or time must act. Retried, unless ``retryable`` is false.
 |   |-- SourceFault, StagingFault, LtsFault, TargetFault, CatalogueFault, OwnFault   the side it belongs to
@@ -156,6 +156,10 @@ class DestinationRefused(ContentError):
 
 class TargetDiffers(ContentError):
     """Something else lies where a retrieved file is to go. It is never overwritten."""
+
+
+class NameRefused(ContentError):
+    """A file whose name its destination cannot hold: too long a key, or a name that the file system does not take."""
 
 
 class SystemFault(ArchiverError):

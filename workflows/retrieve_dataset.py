@@ -24,6 +24,7 @@ from workflows.visible import (
     BYTES_TOTAL,
     DATABLOCK_COUNT,
     OWNER_GROUP,
+    as_failure,
     attributes,
     details,
     explain,
@@ -131,6 +132,16 @@ class RetrieveDataset(DatasetWork):
         if self.done < len(plan.datablocks):
             await workflow.wait_condition(workflow.all_handlers_finished)
             workflow.continue_as_new(r.model_copy(update={"state": self.state()}))
+        if plan.refused:
+            raise as_failure(
+                m.ErrorInfo(
+                    type="NameRefused",
+                    kind="content",
+                    message=f"{plan.refused} files of {r.pid} cannot lie at the destination by their names: "
+                    f"{plan.refused_first}; next: retrieve these as datablocks, or to a directory; the other "
+                    f"{self.files - plan.refused} files are there, checked: retrieve them by name",
+                )
+            )
         self.too_late = True
         return await protected(self.finish(plan))
 

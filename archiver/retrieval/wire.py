@@ -104,6 +104,9 @@ class PlanRetrieveResult(m.Wire):
     """Plain bytes of the largest of these datablocks."""
     recall: list[int] = Field(default_factory=list)
     """Those of them that the LTS must restore before they can be read."""
+    refused: int = 0
+    """Files that cannot lie at the destination, whatever is tried; the first of them in words."""
+    refused_first: str = ""
 
 
 class RetrieveDatasetState(m.Wire):

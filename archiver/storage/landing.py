@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from archiver.datablock.files import PlannedFile, SourceFile, path_key
-from archiver.errors import CatalogueRecordInvalid, SourceChanged, SourceFault
+from archiver.errors import CatalogueRecordInvalid, HostilePath, SourceChanged, SourceFault
 from archiver.progress import SILENT, Progress
 from archiver.settings import LandingSettings, S3Settings
 from archiver.storage.directory import FRESH_SECONDS, DirectoryLanding, changed_while_read, no_version
@@ -132,6 +132,15 @@ class S3Landing:
                 continue
             path = entry.key[len(self._prefix) :]
             key = path_key(path)
+            if "\ufffd" in path and self._bucket.head(entry.key) is None:
+                # What XML cannot say, a control character, some stores list so; the sign may stand in a name too.
+                raise HostilePath(
+                    f"{path[:300]!a} in {self.where} stands for a name that the store cannot list as it is",
+                    expected="names without control characters (below U+0020, and U+FFFE, U+FFFF)",
+                    found="U+FFFD, the sign for what cannot be shown, and no object of that name",
+                    next_step="give the object another name, in the catalogue too, then submit the job again",
+                    file=ascii(path[:300]),
+                )
             if last is not None and key <= last:
                 raise SourceFault(
                     f"{self.where} is not listed in the order of its keys",

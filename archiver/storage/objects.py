@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import contextvars
 import hashlib
+import html
 import re
 import threading
 import time
@@ -34,6 +35,7 @@ from obstore import exceptions as obstore_errors
 from obstore.store import S3Store
 
 from archiver.errors import Stopped, SystemFault
+from archiver.progress import Progress
 from archiver.settings import S3Settings
 
 if TYPE_CHECKING:
@@ -71,6 +73,17 @@ NO_BATCHES = ("NotImplemented", "501", "MissingContentMD5", "InvalidRequest", "M
 """What stores answer to DeleteObjects that do not have it, or want it otherwise."""
 REFUSED = ("AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "401", "403")
 """Codes that speak of our account and its rights."""
+LASTING = {
+    "KeyTooLongError": "give it a shorter name: S3 keys have at most 1,024 bytes",
+    "InvalidObjectState": "it lies in an archive class: have the store restore it, then submit the job again",
+    "NotImplemented": "the store lacks what we need of it:  archiver doctor  says what",
+    "InvalidStorageClass": "the store has no such class: correct the settings",
+    "EntityTooLarge": "the store takes no object of this size",
+    "InvalidBucketName": "correct the bucket's name in the settings",
+}
+"""What no waiting mends, and what does."""
+_CODE = re.compile("<Code>([^<]{1,80})</Code>")
+_MESSAGE = re.compile("<Message>([^<]{1,400})</Message>")
 _NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
 DIGEST = "sha256"
 """Metadata of the small objects that we put: the SHA-256 of their bytes, which no store or library compares."""
@@ -138,6 +151,12 @@ def plain_key(key: str) -> bool:
     return all(segment not in ("", ".", "..") for segment in key.split("/")) and not any(
         ord(char) < 0x20 or ord(char) == 0x7F for char in key
     )
+
+
+def _told(text: str) -> tuple[str, str]:
+    """Code and message of S3 in what a library makes of its answer; empty where there are none."""
+    code, message = _CODE.search(text), _MESSAGE.search(text)
+    return (code[1] if code else ""), (html.unescape(message[1]) if message else "")
 
 
 def named(metadata: Mapping[str, str]) -> dict[str, str]:
@@ -247,6 +266,32 @@ class Bucket:
                     return None
                 raise
             return answer["ContentLength"], named(answer["Metadata"]).get(DIGEST)
+
+    def holds(self, key: str, size: int, sha256: str, progress: Progress) -> bool:
+        """Whether an object's bytes are these: by what is kept with it, and then by reading them.
+
+        What the store says of an object it has said since it was put, whatever became of its bytes. One that cannot be read
+        is not these bytes. Raises what ``progress`` raises.
+        """
+        try:
+            if size <= GET_PART_BYTES:
+                found = self._get(key) if plain_key(key) else self._get_boto(key)
+                return (
+                    found is not None
+                    and found[1] == sha256
+                    and len(found[0]) == size
+                    and hashlib.sha256(found[0]).hexdigest() == sha256
+                )
+            info = self.head(key) if self.proof(key) == (size, sha256) else None
+            if info is None:
+                return False
+            digest = hashlib.sha256()
+            for chunk in self.stream(key, size=size, version=info.version):
+                digest.update(chunk)
+                progress.note(f"reading {key[-100:]!a}, which is there already")
+            return digest.hexdigest() == sha256
+        except SystemFault:
+            return False
 
     def delete(self, keys: Iterable[str]) -> None:
         """Delete these objects, a thousand a request; those that are gone are no error."""
@@ -783,30 +828,48 @@ class Bucket:
     def _obstore_faults(self, key: str) -> Iterator[None]:
         try:
             yield
-        except (obstore_errors.UnauthenticatedError, obstore_errors.PermissionDeniedError, PermissionError) as error:
-            raise self._fault(key, "the server refuses our account", error) from None
         except (obstore_errors.BaseError, OSError) as error:
-            raise self._fault(key, "the server does not do as asked", error) from None
+            text = str(error).strip()
+            code, message = _told(text)
+            refused = (obstore_errors.UnauthenticatedError, obstore_errors.PermissionDeniedError, PermissionError)
+            if not code and isinstance(error, refused):
+                code = "403"
+            lines = text.splitlines() or [type(error).__name__]
+            raise self._fault(key, code, message or lines[0], "the server does not do as asked") from None
 
     @contextmanager
     def _boto_faults(self, key: str) -> Iterator[None]:
         try:
             yield
         except ClientError as error:
-            code = error.response["Error"].get("Code", "?")
-            raise self._fault(key, f"the server answers {code}", error) from None
+            told = error.response["Error"]
+            code = told.get("Code", "?")
+            if code in ("NoSuchBucket", "404"):
+                raise self._fault(key, code, told.get("Message", ""), "no such bucket for our account") from None
+            raise self._fault(key, code, told.get("Message", ""), "the server does not do as asked") from None
         except ResponseParserError as error:
-            raise self._fault(key, "the server's answer is not S3's", error) from None
+            raise self._fault(key, "", str(error), "the server's answer is not S3's") from None
         except BotoCoreError as error:
-            raise self._fault(key, "the server does not answer", error) from None
+            raise self._fault(key, "", str(error), "the server does not answer") from None
 
-    def _fault(self, key: str, what: str, error: Exception) -> SystemFault:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
+    def _fault(self, key: str, code: str, message: str, what: str) -> SystemFault:
+        """The store's own code comes first: it says more than anything that we could, and is not to be cut off."""
+        what = "the server refuses our account" if code in REFUSED else what
+        lasts = LASTING.get(code, "")
+        advice = lasts or (
+            "check our keys and their rights"
+            if code in REFUSED
+            else "check that the S3 server runs, its bucket, our keys"
+        )
+        lines = message.strip().splitlines() or ["no further word"]
         return self._side(
-            f"bucket {self.name}, object {key[:200]!a}: {what}",
+            f"{code}: {what}: bucket {self.name}, object {key[:200]!a}"
+            if code
+            else f"bucket {self.name}, object {key[:200]!a}: {what}",
             expected=f"S3 at {self._s3.endpoint or 'AWS'}",
             found=lines[0][:300],
-            next_step="retried; check that the S3 server runs, its bucket, and our keys",
+            next_step=advice if lasts else f"retried; {advice}",
+            retryable=not lasts,
         )
 
 

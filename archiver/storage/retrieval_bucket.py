@@ -43,6 +43,7 @@ AHEAD_BYTES = 32 * 2**20
 THREADS = 8
 SMALL_AT_ONCE = 8
 """So many small files are put by one thread one after another, as they are read (``objects.SMALL_AT_ONCE``)."""
+MAX_KEY_BYTES = 1024
 PAGE = 1000
 """Keys that one listing shows."""
 IDLE_SECONDS = 3600.0
@@ -70,6 +71,11 @@ class RetrievalBucket:
     def key(self, pid: str, name: str) -> str:
         """The key of a file of the dataset."""
         return self.dataset(pid) + name
+
+    def refuses(self, pid: str, name: str) -> str:
+        """As ``Target``: S3 has keys of up to 1,024 bytes."""
+        length = len(path_key(self.key(pid, name)))
+        return "" if length <= MAX_KEY_BYTES else f"its key would have {length} bytes, of at most {MAX_KEY_BYTES}"
 
     def check_space(self, need_bytes: int) -> None:
         """As ``Target``: what lies below the prefix and what is needed must be within the quota, if one is set."""
@@ -316,7 +322,10 @@ class BucketSink:
         """As ``FileSink``."""
         check_path(file.path)
         key = self._target.key(self._pid, file.path)
-        if self._window.size(key) == file.size and self._bucket.proof(key) == (file.size, file.sha256):
+        if self._target.refuses(self._pid, file.path):
+            self.skipped += 1  # told by name when the rest is there
+            return False
+        if self._window.size(key) == file.size and self._bucket.holds(key, file.size, file.sha256, self._progress):
             self.skipped += 1
             return False
         self._file, self._key = file, key

@@ -73,6 +73,10 @@ class RetrievalDirectory:
         """Where a file of the dataset goes, below the root."""
         return str(PurePosixPath(self._path) / pid_path(pid)) + f"/{name}"
 
+    def refuses(self, pid: str, name: str) -> str:
+        """As ``Target``: what a file system takes is seen when it is tried."""
+        return ""
+
     def check_space(self, need_bytes: int) -> None:
         """As ``Target``: what is free for us and not reserved by the settings must suffice."""
         with self._faults(), self._rooted() as root:

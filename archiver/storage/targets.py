@@ -58,6 +58,10 @@ class Target(Protocol):
     where: str
     """For messages."""
 
+    def refuses(self, pid: str, name: str) -> str:
+        """Why no file of this name can lie there, whatever is tried; empty if nothing is known against it."""
+        ...
+
     def check_space(self, need_bytes: int) -> None:
         """Raises ``TargetFull`` unless so much more may be written now."""
         ...
