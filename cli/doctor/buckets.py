@@ -138,7 +138,11 @@ async def getting(which: str, ground: Ground) -> Finding:
             return fail(
                 f"{bucket.name}: {len(data)} B were put, other bytes were read", "see the S3 server's log and disks"
             )
-        return ok(f"{bucket.name}: the bytes that were put")
+        if not entry.version or not entry.modified:
+            return fail(f"{bucket.name}: the store tells no ETag, or no time, of an object", "use another S3 server")
+        if bucket.proof(key) != (len(data), hashlib.sha256(data).hexdigest()):
+            return fail(f"{bucket.name}: an object's metadata is not read as it was put", "use another S3 server")
+        return ok(f"{bucket.name}: the bytes and the metadata that were put")
 
     return await in_thread(partial(with_object(bucket, f"{ground.own(which)}{ground.run}/get"), same))
 

@@ -12,7 +12,7 @@ from archiver.settings import LtsBucketSettings
 from archiver.storage.lts_bucket import RESTORED_FIRST, BucketLts
 from archiver.storage.objects import Bucket
 from cli.doctor import lts
-from cli.doctor.check import Check, Finding, fail, in_thread, ok
+from cli.doctor.check import Check, Finding, fail, in_thread, ok, warn
 from cli.doctor.ground import Ground
 
 
@@ -44,7 +44,11 @@ async def marker(ground: Ground) -> Finding:
 
 async def store(ground: Ground) -> Finding:
     found = _lts(ground)
-    await in_thread(found.probe)
+    if lacks := await in_thread(found.probe):
+        return warn(
+            f"the store lacks what is of use: {', '.join(lacks)}",
+            "docs/lts-bucket.md, Deletes, says what that leaves; versioning of the bucket closes it",
+        )
     return ok(f"keeps SHA-256, overwrites nothing, has class {_settings(ground).storage_class}")
 
 

@@ -126,7 +126,7 @@ async def seen(system: System, holds: Holds, s3: S3Settings) -> Seen:
         s3_faults.clear()
         assert result.counts == m.Counts(system_errors=1)
         error = "StagingFault" if (method, pattern) == at.PLAN else "TargetFault"
-        await assert_not_retrieved(system, job, many, "refuses our account", files=MANY, error=error)
+        await assert_not_retrieved(system, job, many, "does not do as asked", files=MANY, error=error)
     s3_faults.append(S3Fault(at.LINK[0], at.LINK[1].replace("{pid}", many), times=2, status=403, message=PRESIGNED))
     # SciCat echoes the password to the worker, which logs in anew.
     system.standin.expire_tokens()
