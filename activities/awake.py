@@ -11,9 +11,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from temporalio.exceptions import ApplicationError
 from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, Interceptor
 
+from activities.running import stopped
 from archiver.write_deadline import boot_time
 
 LOOK_SECONDS = 1.0
@@ -64,5 +64,5 @@ class _Awake(ActivityInboundInterceptor):
 
     async def execute_activity(self, input: ExecuteActivityInput) -> Any:
         if not self._awake.look():
-            raise ApplicationError("not begun: this process stood still; to be taken up again", type="Stopped")
+            raise stopped("not begun: this process stood still")
         return await super().execute_activity(input)

@@ -14,7 +14,7 @@ from urllib.parse import quote
 from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
-from activities.running import beating, in_thread, told_async
+from activities.running import BENIGN, beating, in_thread, told_async
 from archiver import model as m
 from archiver.catalogue import payloads
 from archiver.catalogue.admission import NOT_YET, Admission, admit, is_foreign
@@ -479,7 +479,10 @@ def not_before(job: Job, admitted: Admission, now: datetime) -> None:
     """Raises ``NotYet`` for a job started by hand, or woken by a signal, before its time: the server keeps that time."""
     if (delay := admitted.delay(now)) is not None:
         raise ApplicationError(
-            f"job {job.id} is to be started at {admitted.not_before}", type="NotYet", next_retry_delay=delay
+            f"job {job.id} is to be started at {admitted.not_before}",
+            type="NotYet",
+            next_retry_delay=delay,
+            category=BENIGN,
         )
 
 

@@ -20,7 +20,7 @@ from temporalio.api.common.v1 import WorkflowExecution as Execution
 from temporalio.api.workflowservice.v1 import GetWorkflowExecutionHistoryReverseRequest
 from temporalio.client import Client, WorkflowExecution, WorkflowExecutionStatus
 
-from activities.catalogue import OUR_WORDS, CatalogueActivities
+from activities.catalogue import OUR_WORDS, CatalogueActivities, catalogue_contents
 from activities.connection import answering
 from activities.retrieve_catalogue import RetrieveCatalogue, retrieved_now
 from activities.running import beating, told_async
@@ -199,17 +199,12 @@ class LateWrites:
             if (why := self._not_to_restore(dataset)) is not None:
                 return m.RestoreResult(what=why)
             blocks = await self._scicat.datablocks(request.pid)
-            if digest_of((one.archive_id, one.packed_size, _sha256(one.version)) for one in blocks) != request.digest:
+            if digest_of((one.archive_id, one.packed_size, _sha256(one.version)) for one in blocks) != request.records:
                 return m.RestoreResult(what="SciCat's datablocks are not those of its bag: its status stays")
-            files = size = 0
-            async for block in self._scicat.origdatablocks(request.pid):
-                for entry in block.catalogue_files(request.pid):
-                    files, size = files + 1, size + entry.size
-                say(files=files, done_bytes=size)
-            if (files, size) != (request.files, request.size_bytes):
+            now = await catalogue_contents(self._scicat, request.pid, say)
+            if not request.contents.same(now):
                 return m.RestoreResult(
-                    what=f"SciCat lists {files} files of {size} B, its bag holds {request.files} of {request.size_bytes} B: "
-                    "its status stays"
+                    what=f"SciCat lists {now.in_words()}, its bag holds {request.contents.in_words()}: its status stays"
                 )
             said = dataset.lifecycle.archive_status_message
             location = self._settings.archive.storage_location

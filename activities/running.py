@@ -19,11 +19,11 @@ from contextlib import asynccontextmanager, suppress
 from typing import ParamSpec, TypeVar
 
 from temporalio import activity
-from temporalio.exceptions import ApplicationError, CancelledError
+from temporalio.exceptions import ApplicationError, ApplicationErrorCategory, CancelledError
 
 from archiver import model as m
 from archiver.datablock.events import agent
-from archiver.errors import ArchiverError, ContentError, OwnFault, Refused, StagedLost, Stopped
+from archiver.errors import ArchiverError, ContentError, NotRecalled, OwnFault, Refused, StagedLost, Stopped
 from archiver.log import scrub
 from archiver.progress import uncut
 from archiver.write_deadline import WriteDeadline, boot_time, writing_until
@@ -36,6 +36,8 @@ BEAT_SECONDS = 0.25
 
 CALL_BEAT_SECONDS = 10.0
 """Beat of asynchronous activities, whose every wait has a time limit of its own."""
+BENIGN = ApplicationErrorCategory.BENIGN
+"""Of what ends an attempt and is no failure: a stop, or something that is to come later."""
 BEATS_PER_LIMIT = 5
 WRITES_END = 0.5
 """Of the heartbeat's limit, the part after which a step that was not heard of writes nothing more. What is left covers the
@@ -58,14 +60,14 @@ def failure(error: Exception, request: object = None) -> Exception:
         details = activity.cancellation_details()
         if details is not None and details.cancel_requested:
             return CancelledError(scrub(error.one_line()))
-        return ApplicationError(f"stopped, to be taken up again: {scrub(error.one_line())}", type="Stopped")
+        return stopped(scrub(error.one_line()))
     known = error
     if not isinstance(known, ArchiverError):
         logger.exception("unexpected error in %s", activity.info().activity_type)
         known = OwnFault(
             f"unexpected {type(error).__name__}: {error}"[:800],
             next_step="see the worker's log",
-            retryable=isinstance(error, OSError),
+            retryable=isinstance(error, OSError) or _never_gives_up(),
         )
     known.dataset = known.dataset or getattr(request, "pid", None)
     known.datablock = known.datablock or getattr(request, "n", None)
@@ -79,7 +81,26 @@ def failure(error: Exception, request: object = None) -> Exception:
         lost=known.lost if isinstance(known, StagedLost) else "",
         datablock=known.datablock or 0,
     )
-    return ApplicationError(message, info.model_dump(), type=known.type_name, non_retryable=not known.retryable)
+    return ApplicationError(
+        message,
+        info.model_dump(),
+        type=known.type_name,
+        non_retryable=not known.retryable,
+        category=BENIGN if isinstance(known, NotRecalled) else ApplicationErrorCategory.UNSPECIFIED,
+    )
+
+
+def stopped(why: str) -> ApplicationError:
+    """The failure of an attempt that ended because it had to, to be taken up again. Metrics count it as no failure."""
+    logger.info("%s stopped, to be taken up again: %s", activity.info().activity_type, why)
+    return ApplicationError(f"stopped, to be taken up again: {why}", type="Stopped", category=BENIGN)
+
+
+def _never_gives_up() -> bool:
+    """Whether this step is tried without end, as those are that must tell SciCat the truth: also a fault of ours may be mended
+    by the next version of the worker, and a job that was given up would stay in progress for ever."""
+    policy = activity.info().retry_policy
+    return policy is not None and policy.maximum_attempts == 0
 
 
 def told(function: Callable[P, R]) -> Callable[P, R]:
@@ -110,7 +131,7 @@ def told_async(function: Callable[P, Awaitable[R]]) -> Callable[P, Awaitable[R]]
             if details is None or details.cancel_requested:
                 raise
             # The SDK would call it cancelled, and the workflow would take that for somebody's wish.
-            raise ApplicationError("stopped by the worker's shutdown, to be taken up again", type="Stopped") from None
+            raise stopped("the worker shuts down") from None
 
     return run
 

@@ -31,6 +31,8 @@ from archiver.catalogue.admission import is_foreign, refuse_foreign_datasets
 from archiver.catalogue.client import SciCat, not_writable
 from archiver.catalogue.records import Dataset, Job, JobHead
 from archiver.catalogue.retrieve import admit_any, is_retrieval
+from archiver.datablock.contents import contents_of
+from archiver.datablock.manifest import ManifestReader
 from archiver.errors import (
     CatalogueFault,
     CatalogueRecordInvalid,
@@ -180,8 +182,8 @@ class JobSweep:
         """Whether anything of a dataset runs beside the workflow that asks, which keeps others from starting (its id)."""
         client, own = activity.client(), activity.info().workflow_id
         query = "ExecutionStatus = 'Running'"
-        if _PLAIN.fullmatch(request.pid):
-            query += f" AND {PID.name} = '{request.pid}'"
+        if _PLAIN.fullmatch(keyword(request.pid)):
+            query += f" AND {PID.name} = '{keyword(request.pid)}'"
         with answering():
             async for one in client.list_workflows(query):
                 if one.id != own and one.typed_search_attributes.get(PID) == keyword(request.pid):
@@ -453,26 +455,28 @@ class LtsSweep:
 
         Raises ``IntegrityMismatch`` for a damaged one, ``LtsFault``.
         """
-        beat, blocks = Beat(), []
-        files = size = packed = 0
+        beat, blocks, contents = Beat(), [], m.Contents()
+        packed = 0
         try:
             bag = read_bag(self._lts, pid_path(request.pid))
         except NoBag:
             return m.BagSummary()
         for archive_id in bag.blocks:
-            record, _ = read_datablock(self._lts, bag, archive_id)
+            record, manifest = read_datablock(self._lts, bag, archive_id)
+            contents = contents.plus(contents_of(ManifestReader([manifest]).files()))
             blocks.append((archive_id, record.packed_bytes, record.sha256))
-            files, size, packed = files + record.files, size + record.size_bytes, packed + record.packed_bytes
+            packed += record.packed_bytes
             beat.advance(files=record.files)
         return m.BagSummary(
             complete=True,
             job_id=bag.job,
             datablocks=len(blocks),
-            files=files,
-            size_bytes=size,
+            files=contents.files,
+            size_bytes=contents.size_bytes,
             packed_bytes=packed,
             level=bag.level,
-            digest=digest_of(blocks),
+            records=digest_of(blocks),
+            contents=contents,
         )
 
     def _ages(self, beat: Progress) -> dict[str, Age]:

@@ -715,7 +715,7 @@ class ComparedResult(Wire):
 
 
 class BagSummary(Wire):
-    """A complete bag on the LTS. ``digest``: over archiveId, packed bytes and SHA-256 of its datablocks."""
+    """A complete bag on the LTS. ``records``: a digest over archiveId, packed bytes and SHA-256 of its datablocks."""
 
     complete: bool = False
     job_id: str = ""
@@ -724,13 +724,15 @@ class BagSummary(Wire):
     size_bytes: int = 0
     packed_bytes: int = 0
     level: str = ""
-    digest: str = ""
+    records: str = ""
+    contents: Contents = Contents()
 
 
 class RestoreRequest(FinishDatasetRequest):
-    """Report a dataset as archived again; ``digest`` as of ``BagSummary``."""
+    """Report a dataset as archived again; ``records`` and ``contents`` as of ``BagSummary``."""
 
-    digest: str
+    records: str
+    contents: Contents
 
 
 class RestoreResult(Wire):

@@ -184,7 +184,7 @@ class SweepLeftovers:
                 search_attributes=TypedSearchAttributes(
                     [
                         SearchAttributePair(OPERATION, "sweep"),
-                        SearchAttributePair(PID, pid),
+                        SearchAttributePair(PID, text.keyword(pid)),
                         SearchAttributePair(STAGE, "clearing leftovers"),
                     ]
                 ),
@@ -244,8 +244,8 @@ class SweepDataset:
         return m.DatasetProgress(pid=self.pid, job_id="", stage=self.stage, message=self.message)
 
     @workflow.signal(description="A job that waits for the dataset: it looks again by itself")
-    def subscribe(self, request: m.Subscribe) -> None:
-        """No outcome is told to it: nothing was archived here."""
+    def subscribe(self, *given: object) -> None:
+        """No outcome is told to it: nothing was archived here. What it carries is not looked at, and so can stall nothing."""
 
     @workflow.run
     async def run(self, request: m.SweepDatasetRequest) -> m.DatasetOutcome:
@@ -290,7 +290,13 @@ class SweepDataset:
         request = m.RestoreRequest(
             pid=pid,
             job_id=bag.job_id or look.job_id,
-            **bag.model_dump(include={"datablocks", "files", "size_bytes", "packed_bytes", "level", "digest"}),
+            datablocks=bag.datablocks,
+            files=bag.files,
+            size_bytes=bag.size_bytes,
+            packed_bytes=bag.packed_bytes,
+            level=bag.level,
+            records=bag.records,
+            contents=bag.contents,
         )
         return await steps.RESTORE_DATASET.run(request, policy=POLICY, summary=f"compare the bag of {pid} with SciCat")
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
+import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -13,10 +15,13 @@ import pytest
 from temporalio.client import WorkflowHandle
 
 from archiver import model as m
+from archiver.catalogue.standin.app import Fault
+from cli import jobs
 from tests.pipeline.conftest import MakeSystem
 from tests.pipeline.frozen import Freeze, Freezer, When
 from tests.pipeline.moments import until
 from tests.pipeline.oracle import assert_archived
+from tests.pipeline.retrieving import fetched, retrieve, retrieve_job
 from tests.pipeline.system import System
 from workflows import steps
 
@@ -138,8 +143,8 @@ async def test_p6_p2_p3_what_a_frozen_step_writes_to_scicat_after_all_ended_is_r
         wrong = [f"{case}: {await state(system, case)}" for case in cases if not await right(system, case)]
         assert wrong == []
         mails = len(system.standin.mails)
-        jobs, leftovers = await sweep(system)
-        assert (jobs.corrected, jobs.restarted, leftovers.corrected, leftovers.problems) == (0, 0, 0, [])
+        swept, leftovers = await sweep(system)
+        assert (swept.corrected, swept.restarted, leftovers.corrected, leftovers.problems) == (0, 0, 0, [])
         assert len(system.standin.mails) == mails, "SciCat mails at each update of a job: once is enough"
         await until(lambda: idle(system), "nothing runs")
         for case in cases[:: len(cases) // 4]:
@@ -157,3 +162,93 @@ async def right(system: System, case: Case) -> bool:
     """Whether SciCat says what is true: the dataset is archived, and each job ended as its last run did."""
     first = case.first_code if case.second != case.job else "finishedSuccessful"
     return await state(system, case) == ("datasetOnArchiveDisk", True, False, first, "finishedSuccessful")
+
+
+RETRIEVED = ("begin-retrieve-job", "begin-retrieve-dataset", "finish-retrieve-dataset", "finish-retrieve-job")
+NOT_RETRIEVED = ("begin-retrieve-dataset", "fail-retrieve-dataset", "finish-retrieve-job")
+OF_RETRIEVE_JOBS = ("begin-retrieve-job", "finish-retrieve-job")
+
+
+async def test_p6_p2_what_a_frozen_step_of_a_retrieval_writes_to_scicat_is_right_after_one_sweep(
+    make_system: MakeSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    freezer = Freezer(monkeypatch)
+    system = await make_system(SHORT)
+    async with system.workers(interceptors=[freezer]), freezing(freezer):
+        pid = await system.dataset(FILES)
+        await system.archive(pid)
+        await retrieve(system, pid)
+        await retrieve(system, pid, files=["not there"])
+        methods, cases = dict(freezer.methods), []
+        for good, names in ((True, RETRIEVED), (False, NOT_RETRIEVED)):
+            for step in names:
+                for n, method in enumerate(methods[step]):
+                    for when in ("before", "after") if method != "GET" else ("before",):
+                        pid = await system.dataset(FILES)
+                        await system.archive(pid)
+                        job = await retrieve_job(system, pid, files=None if good else ["not there"])
+                        freeze = freezer.add(Freeze(step, job if step in OF_RETRIEVE_JOBS else pid, n, when))  # type: ignore[arg-type]
+                        handle = await jobs.start(system.client, job, None, retrieve=True)
+                        cases.append(Case(freeze, pid, job, handle, good))
+        for case in cases:
+            case.first_code = (await case.handle.result()).status_code
+            assert case.freeze.held.is_set(), f"{case}: the step came to that request"
+            case.second, second = await retrieve(system, case.pid)
+            assert second.status_code == "finishedSuccessful"
+        for case in cases:
+            case.freeze.let_go()
+        for case in cases:
+            await asyncio.wait_for(case.freeze.ended.wait(), 60)
+        await until(lambda: idle(system), "nothing runs")
+        spoiled = [str(case) for case in cases if not await retrieved_right(system, case)]
+        assert spoiled, "the test spoils something"
+        await sweep(system)
+        assert [str(case) for case in cases if not await retrieved_right(system, case)] == []
+        mails = len(system.standin.mails)
+        swept, leftovers = await sweep(system)
+        assert (swept.corrected, leftovers.corrected, leftovers.problems) == (0, 0, [])
+        assert len(system.standin.mails) == mails
+        assert await fetched(system, cases[0].second) == FILES
+
+
+async def retrieved_right(system: System, case: Case) -> bool:
+    """Whether SciCat says what is true of a retrieval that was asked for twice, the second time well."""
+    lifecycle = await system.lifecycle(case.pid)
+    codes = [(await system.job_record(job))["statusCode"] for job in (case.job, case.second)]
+    states = lifecycle["retrieveStatusMessage"], lifecycle["retrieveIntegrityCheck"], lifecycle["archiveStatusMessage"]
+    return (*states, *codes) == (
+        *("datasetRetrieved", True, "datasetOnArchiveDisk"),
+        *(case.first_code, "finishedSuccessful"),
+    )
+
+
+async def test_p6_a_process_that_is_stopped_right_before_it_tells_a_jobs_end_tells_nothing_afterwards(
+    make_system: MakeSystem,
+) -> None:
+    """The same with SIGSTOP, once: a request whose answer comes while the process stands still, and the next one."""
+    system = await make_system(SHORT)
+    pid = await system.dataset(FILES, landed=False)
+    job = await system.job(pid)
+    # The last thing before the job's end is written is a reading of the job: its answer waits for the stop.
+    async with system.workers("workflows,pack,lts"):
+        stopped = system.worker("catalogue")
+        handle = await system.start_job(job)
+        await until(lambda: "inProgress" in [code for one, code in system.standin.mails if one == job])
+        reading = Fault("GET", f"/jobs/{job}$", hang_seconds=3, execute=True)
+        system.standin.faults.append(reading)
+        await until(lambda: reading not in system.standin.faults, "finish-job reads the job")
+        os.kill(stopped.pid, signal.SIGSTOP)
+        try:
+            async with system.workers("catalogue"):
+                assert (await handle.result()).status_code == "finishedWithDatasetErrors"
+                system.put(pid, FILES)
+                again = await system.start_job(job)
+                assert (await again.result()).status_code == "finishedSuccessful"
+                told = list(system.standin.mails)
+                os.kill(stopped.pid, signal.SIGCONT)
+                await until(lambda: "stood still" in stopped.log.read_text(), "it goes on, and stops")
+                await asyncio.sleep(1)
+        finally:
+            os.kill(stopped.pid, signal.SIGCONT)
+        assert system.standin.mails == told, "nothing was written any more"
+    assert (await system.job_record(job))["statusCode"] == "finishedSuccessful"
