@@ -166,6 +166,7 @@ async def right(system: System, case: Case) -> bool:
 
 RETRIEVED = ("begin-retrieve-job", "begin-retrieve-dataset", "finish-retrieve-dataset", "finish-retrieve-job")
 NOT_RETRIEVED = ("begin-retrieve-dataset", "fail-retrieve-dataset", "finish-retrieve-job")
+BOTH: tuple[When, When] = ("before", "after")
 OF_RETRIEVE_JOBS = ("begin-retrieve-job", "finish-retrieve-job")
 
 
@@ -177,24 +178,33 @@ async def test_p6_p2_what_a_frozen_step_of_a_retrieval_writes_to_scicat_is_right
     async with system.workers(interceptors=[freezer]), freezing(freezer):
         pid = await system.dataset(FILES)
         await system.archive(pid)
-        await retrieve(system, pid)
-        await retrieve(system, pid, files=["not there"])
-        methods, cases = dict(freezer.methods), []
-        for good, names in ((True, RETRIEVED), (False, NOT_RETRIEVED)):
-            for step in names:
-                for n, method in enumerate(methods[step]):
-                    for when in ("before", "after") if method != "GET" else ("before",):
-                        pid = await system.dataset(FILES)
-                        await system.archive(pid)
-                        job = await retrieve_job(system, pid, files=None if good else ["not there"])
-                        freeze = freezer.add(Freeze(step, job if step in OF_RETRIEVE_JOBS else pid, n, when))  # type: ignore[arg-type]
-                        handle = await jobs.start(system.client, job, None, retrieve=True)
-                        cases.append(Case(freeze, pid, job, handle, good))
+        sent: dict[bool, dict[str, list[str]]] = {}
+        for good in (True, False):
+            freezer.methods.clear()
+            await retrieve(system, pid, files=None if good else ["not there"])
+            sent[good] = dict(freezer.methods)
+        wanted: list[tuple[bool, str, int, When]] = [
+            (good, step, n, when)
+            for good, names in ((True, RETRIEVED), (False, NOT_RETRIEVED))
+            for step in names
+            for n, method in enumerate(sent[good][step])
+            for when in (BOTH if method != "GET" else BOTH[:1])
+        ]
+        pids = [await system.dataset(FILES) for _ in wanted]
+        await system.archive(*pids)
+        cases = []
+        for pid, (good, step, n, when) in zip(pids, wanted, strict=True):
+            job = await retrieve_job(system, pid, files=None if good else ["not there"])
+            freeze = freezer.add(Freeze(step, job if step in OF_RETRIEVE_JOBS else pid, n, when))
+            handle = await jobs.start(system.client, job, None, retrieve=True)
+            cases.append(Case(freeze, pid, job, handle, good))
         for case in cases:
             case.first_code = (await case.handle.result()).status_code
             assert case.freeze.held.is_set(), f"{case}: the step came to that request"
-            case.second, second = await retrieve(system, case.pid)
-            assert second.status_code == "finishedSuccessful"
+        seconds = await asyncio.gather(*(retrieve(system, case.pid) for case in cases))
+        for case, (job, result) in zip(cases, seconds, strict=True):
+            case.second = job
+            assert result.status_code == "finishedSuccessful", case
         for case in cases:
             case.freeze.let_go()
         for case in cases:
