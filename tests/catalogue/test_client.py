@@ -18,7 +18,14 @@ from archiver.catalogue.payloads import Counters
 from archiver.catalogue.queries import PAGE
 from archiver.catalogue.session import QUICK_TRIES
 from archiver.catalogue.standin.app import Account, Fault, StandInSettings
-from archiver.errors import ArchiverError, CatalogueFault, CatalogueRecordInvalid, UnknownDataset, UnknownJob
+from archiver.errors import (
+    ArchiverError,
+    CatalogueFault,
+    CatalogueRecordInvalid,
+    JobNotWritable,
+    UnknownDataset,
+    UnknownJob,
+)
 from cli.servers import free_port
 from tests.catalogue.place import (
     ADMIN,
@@ -664,6 +671,10 @@ async def all_files(scicat: SciCat) -> None:
 CALLS: list[Call] = [
     all_files,
     lambda s: s.job("j"),
+    lambda s: s.jobs("archive", "x"),
+    lambda s: s.some_jobs(["j"]),
+    lambda s: s.pids("started"),
+    lambda s: s.storage_locations(["a/b"]),
     lambda s: s.dataset("a/b"),
     lambda s: s.datablocks("a/b"),
     lambda s: s.create_datablock(datablock("a/b")),
@@ -685,7 +696,7 @@ def test_a_server_that_says_anything_at_all_gives_a_result_or_a_fault_in_words(
             async with answering(*said, **account) as scicat:
                 try:
                     await call(scicat)
-                except (CatalogueFault, CatalogueRecordInvalid, UnknownJob) as error:
+                except (CatalogueFault, CatalogueRecordInvalid, JobNotWritable, UnknownDataset, UnknownJob) as error:
                     told.append(error)
 
     told: list[ArchiverError] = []
