@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import mmap
 import os
 import queue
@@ -79,6 +80,19 @@ class PastCacheReader:
             return None
         return descriptor
 
+    def _read_at(self, descriptor: int, buffer: mmap.mmap, offset: int) -> int:
+        """Some file systems take O_DIRECT, and then refuse a read of it: the rest is read without, and so is told."""
+        try:
+            return os.preadv(descriptor, [buffer], offset)
+        except OSError as error:
+            if self.how != "O_DIRECT" or error.errno not in NO_DIRECT_IO:
+                raise
+        give_up_direct_io(descriptor)
+        os.fsync(descriptor)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        self.how = "fsync+DONTNEED"
+        return os.preadv(descriptor, [buffer], offset)
+
     def _read_ahead(self, descriptor: int) -> Iterator[memoryview]:
         free: queue.SimpleQueue[mmap.mmap | None] = queue.SimpleQueue()
         full: queue.SimpleQueue[tuple[mmap.mmap, int] | OSError | None] = queue.SimpleQueue()
@@ -91,7 +105,7 @@ class PastCacheReader:
             try:
                 # Not read beyond the end: there some file systems refuse an unaligned offset instead of saying nothing.
                 while offset < end and (buffer := free.get()) is not None:
-                    size = os.preadv(descriptor, [buffer], offset)
+                    size = self._read_at(descriptor, buffer, offset)
                     if offset + size < end:
                         # A short read goes on at an aligned offset, or O_DIRECT refuses it.
                         size -= size % ALIGN
@@ -118,6 +132,11 @@ class PastCacheReader:
         finally:
             free.put(None)
             thread.join()
+
+
+def give_up_direct_io(descriptor: int) -> None:
+    """From now on its reads and writes go through the page cache. Raises ``OSError``."""
+    fcntl.fcntl(descriptor, fcntl.F_SETFL, fcntl.fcntl(descriptor, fcntl.F_GETFL) & ~os.O_DIRECT)
 
 
 def _file_system(descriptor: int) -> int:

@@ -12,9 +12,15 @@ import re
 from urllib.parse import quote, unquote
 
 _USUAL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}/[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
+_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
 _OTHER = "pid="
 MAX_WORKFLOW_ID = 200
 """Characters; servers on SQL may cap workflow ids at 255."""
+
+
+def is_pid_part(name: str) -> bool:
+    """Whether a folder's name may be one of the two that a pid of the usual form has as its path (not ``lost+found``)."""
+    return _PART.fullmatch(name) is not None
 
 
 def pid_path(pid: str) -> str:

@@ -17,7 +17,7 @@ import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from archiver.direct_io import NO_DIRECT_IO
+from archiver.direct_io import NO_DIRECT_IO, give_up_direct_io
 from archiver.progress import Progress
 from archiver.storage.objects import Buffer
 
@@ -28,6 +28,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
 AT_FDCWD = -100
 RENAME_NOREPLACE = 1
+NO_FOLDER_SYNC = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF)
+"""What ``fsync(2)`` of a directory says where there is no such thing: its entries are durable by themselves, or never."""
 NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 """What ``link(2)`` says on file systems without hard links, as some tape front ends are."""
 
@@ -47,6 +49,20 @@ def reserve(descriptor: int, size: int) -> bool:
         if number in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
             return False
         raise OSError(number, os.strerror(number))
+    return True
+
+
+def sync_folder(folder: Path) -> bool:
+    """Make a directory's entries durable; returns whether its file system can. Raises ``OSError``."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in NO_FOLDER_SYNC:
+            raise
+        return False
+    finally:
+        os.close(descriptor)
     return True
 
 
@@ -121,7 +137,14 @@ def _copy(descriptor: int, chunks: Iterable[Buffer], size: int, progress: Progre
             if not failed:
                 try:
                     with memoryview(buffer) as view:
-                        _pwrite_all(descriptor, view[:used], offset)
+                        try:
+                            _pwrite_all(descriptor, view[:used], offset)
+                        except OSError as error:
+                            if error.errno not in NO_DIRECT_IO:
+                                raise
+                            # Some file systems take O_DIRECT, and then refuse the write; fsync comes after it anyway.
+                            give_up_direct_io(descriptor)
+                            _pwrite_all(descriptor, view[:used], offset)
                 except OSError as error:
                     failed.append(error)
             free.put(buffer)

@@ -9,9 +9,11 @@ import errno
 import functools
 import hashlib
 import json
+import logging
 import os
 import re
 import secrets
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -28,9 +30,10 @@ from archiver.datablock.verifier import Verifiers
 from archiver.datablock.verify import VerifyResult
 from archiver.direct_io import PastCacheReader
 from archiver.errors import IntegrityMismatch, LtsFault, LtsFull, LtsMarkerMissing
+from archiver.pids import is_pid_part
 from archiver.progress import SILENT, Progress
 from archiver.settings import LtsSettings
-from archiver.storage.direct_write import publish, write_stream
+from archiver.storage.direct_write import publish, sync_folder, write_stream
 from archiver.storage.lts import (
     BY_HAND,
     DATABLOCK,
@@ -63,11 +66,16 @@ LOOK_SECONDS = 1.0
 TRIES = 3
 """Times a small file is replaced that another has just replaced."""
 RANGE_CHUNK_BYTES = 2**20
+NO_SUCH_NAME = (errno.ENAMETOOLONG, errno.EILSEQ)
+"""What a file system says to a name that it can never hold."""
 _PARTIAL = re.compile(r"\.\d+\.(tar\.gz|tar\.zst|tar|manifest\.jsonl\.gz)\.[^/]+\.partial")
 _KEPT = re.compile(r"(.+)\.\d{8}T\d{6}\.\d{6}\.[0-9a-f]{8}")
 _TAG_PARTIAL = re.compile(
     r"\.(bagit\.txt|bag-info\.txt|dataset\.json|events\.jsonl|(tag)?manifest-sha256\.txt)(\.[^/]+)?\.partial"
 )
+
+
+logger = logging.getLogger("archiver.lts")
 
 
 class FileSystemLts(Bags):
@@ -108,11 +116,58 @@ class FileSystemLts(Bags):
                 retryable=False,
             )
         if not dry_run:
+            self.probe()
             with self._faults("setup"):
                 for folder in (self._promises, self._quarantine, self._root / OWN / "locks"):
                     folder.mkdir(parents=True, exist_ok=True)
                 self._write_durably(self._root / MARKER, new_marker(self._settings.identity), "setup")
         return True
+
+    def probe(self) -> list[str]:
+        """Try on the real mount what is needed of its file system. Raises ``LtsFault`` that names what is missing.
+
+        Returns what it lacks that is of use, and can be done without. Nothing stays behind.
+        """
+        folder = self._root / OWN / f"probe-{secrets.token_hex(8)}"
+        lacks = []
+        try:
+            with self._faults(str(folder)):
+                folder.mkdir(parents=True)
+                first, second, final = folder / "first", folder / "second", folder / "Final"
+                self._write_small(first, b"first")
+                self._write_small(second, b"second")
+                publish(first, final)
+                try:
+                    publish(second, final)
+                except FileExistsError:
+                    pass
+                if self._small(final) != b"first":
+                    raise self._unfit("overwrites a file that is there, though told not to (link, or RENAME_NOREPLACE)")
+                if (folder / "fINAL").exists():
+                    raise self._unfit("does not tell names in small letters from names in large ones")
+                seen = look(final)
+                own = take(seen, final, "probe", lambda _: True) if seen is not None else None
+                if own is None or final.exists() or not back(own, final) or self._small(final) != b"first":
+                    raise self._unfit("does not rename a file and back with its size and time as they were")
+                longest = folder / ("n" * 255)
+                longest.mkdir()
+                longest.rmdir()
+                if not sync_folder(folder):
+                    lacks.append("makes directories durable (fsync)")
+                if os.statvfs(folder).f_blocks == 0:
+                    lacks.append("tells how full it is (statfs)")
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        return lacks
+
+    def _unfit(self, what: str) -> LtsFault:
+        return LtsFault(
+            f"the file system of {self._root} {what}",
+            expected="what docs/operators.md asks of an LTS",
+            found=f"one that {what}",
+            next_step="mount another, or with other options",
+            retryable=False,
+        )
 
     def check_marker(self) -> None:
         """As ``Lts``."""
@@ -135,14 +190,16 @@ class FileSystemLts(Bags):
 
     # --- space --------------------------------------------------------------------------------------------------------
 
-    def space(self) -> Space:
-        """As ``Lts``."""
+    def space(self) -> Space | None:
+        """As ``Lts``: None where ``statfs(2)`` tells of no blocks at all, as some network file systems do."""
         return self._space(but="")
 
-    def _space(self, but: str) -> Space:
+    def _space(self, but: str) -> Space | None:
         self.check_marker()
         with self._faults("space"):
             now = os.statvfs(self._root)
+        if not now.f_blocks:
+            return None
         total = now.f_blocks * now.f_frsize
         free = now.f_bavail * now.f_frsize
         return Space(total, free, self._settings.reserve_bytes(total), self._promised(but))
@@ -167,8 +224,8 @@ class FileSystemLts(Bags):
         while True:
             with self._lock:
                 space = self._space(but=key)
-                usable = space.free - space.reserve - space.promised
-                if usable >= need_bytes:
+                # Where nobody can tell, a write that finds it full is told by the write, and waited out then.
+                if space is None or space.free - space.reserve - space.promised >= need_bytes:
                     with self._faults("promise"):
                         self._promises.mkdir(parents=True, exist_ok=True)
                         path = self._promise(key)
@@ -715,8 +772,8 @@ class FileSystemLts(Bags):
         for name in self._folders(self._root):
             if name.startswith("pid="):
                 yield name
-            else:
-                yield from (f"{name}/{inner}" for inner in self._folders(self._root / name))
+            elif is_pid_part(name):
+                yield from (f"{name}/{inner}" for inner in self._folders(self._root / name) if is_pid_part(inner))
 
     def _folders(self, folder: Path) -> list[str]:
         with self._faults(str(folder)):
@@ -726,6 +783,12 @@ class FileSystemLts(Bags):
                         e.name for e in entries if not e.name.startswith(".") and e.is_dir(follow_symlinks=False)
                     )
             except FileNotFoundError:
+                return []
+            except PermissionError as error:
+                if folder == self._root:
+                    raise
+                # Somebody else's: what we make we may read. It stops nothing.
+                logger.warning("LTS: folder %s is left out: %s", folder, error.strerror)
                 return []
 
     def _left(self, dataset: str) -> Leftover | None:
@@ -746,6 +809,9 @@ class FileSystemLts(Bags):
                 times += [path.stat().st_ctime for path in taken]
             except FileNotFoundError:
                 return None  # somebody is at work here
+            except PermissionError as error:
+                logger.warning("LTS: folder %s is left out: %s", folder, error.strerror)
+                return None
         return Leftover(dataset, f"{len(files)} unverified files" if files else "an empty directory", max(times))
 
     def _left_of_bag(self, dataset: str, taken: list[Path]) -> Leftover | None:
@@ -776,11 +842,7 @@ class FileSystemLts(Bags):
 
     @staticmethod
     def _sync_directory(folder: Path) -> None:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync_folder(folder)
 
     def _is_there(self, path: Path) -> bool:
         with self._faults(str(path)):
@@ -800,12 +862,17 @@ class FileSystemLts(Bags):
             errno.ESTALE: "mount the LTS again",
             errno.EACCES: "give the worker's user the right to write there",
             errno.ENOSPC: "free space on the LTS, or raise lts.reserve",
+            errno.EINVAL: "archiver doctor  tries what is needed of the LTS's file system",
+            errno.EOPNOTSUPP: "archiver doctor  tries what is needed of the LTS's file system",
         }
+        lasts = error.errno in NO_SUCH_NAME
+        advice = words.get(error.errno or 0, "see the health of the LTS and its mount")
         return kind(
             f"the LTS failed: {error.strerror or error}",
             expected=f"to work on {where}",
-            found=f"errno {error.errno}",
-            next_step=f"retried; {words.get(error.errno or 0, 'see the health of the LTS and its mount')}",
+            found=f"errno {error.errno}" + (", for a name that its file system cannot hold" if lasts else ""),
+            next_step="use an LTS that takes names of 255 bytes" if lasts else f"retried; {advice}",
+            retryable=not lasts,
         )
 
 

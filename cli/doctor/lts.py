@@ -18,7 +18,7 @@ from pathlib import Path
 from archiver.direct_io import PastCacheReader
 from archiver.errors import LtsFault, LtsMarkerMissing
 from archiver.progress import Silent
-from archiver.storage.direct_write import publish, reserve, write_stream
+from archiver.storage.direct_write import publish, reserve, sync_folder, write_stream
 from archiver.storage.lock import ExclusiveLock
 from archiver.storage.lts import OWN
 from archiver.storage.lts_directory import FileSystemLts
@@ -86,15 +86,16 @@ async def fsync(ground: Ground) -> Finding:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-        folder = os.open(ground.scratch, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        whole = sync_folder(ground.scratch)
         took = time.monotonic() - began
         if took > SLOW_FSYNC_SECONDS:
             return warn(
                 f"file and directory took {took:.1f} s", "see the load of the LTS: each datablock takes six of them"
+            )
+        if not whole:
+            return warn(
+                "of files, not of directories: a name may be lost with the server's power",
+                "see that the LTS's server keeps names by itself, as CIFS and some tape front ends do",
             )
         return ok(f"file and directory, {took * 1000:.0f} ms")
 
@@ -116,6 +117,12 @@ async def publishing(ground: Ground) -> Finding:
         if final.read_bytes() != b"first":
             return fail("a file that was there was overwritten")
         linked = final.stat().st_nlink > 1 or first.exists()
+        try:
+            lacks = FileSystemLts(ground.settings.lts).probe()
+        except LtsFault as fault:
+            return fail(fault.what, fault.next_step or "")
+        if lacks:
+            return warn(f"the file system lacks what is of use: it neither {' nor '.join(lacks)}")
         return ok("link, without clobbering" if linked else "rename, without clobbering")
 
     return await _try(work)
@@ -198,6 +205,8 @@ async def space(ground: Ground) -> Finding:
 
     def work() -> Finding:
         now = FileSystemLts(settings.lts).space()
+        if now is None:
+            return warn("the file system tells nothing of its space: a full LTS is seen when it is written to")
         usable = now.free - now.reserve - now.promised
         text = f"{_size(now.free)} of {_size(now.total)} free, {_size(now.reserve)} reserve, {_size(now.promised)} promised"
         if now.reserve >= now.total:
@@ -223,7 +232,7 @@ async def leftovers(ground: Ground) -> Finding:
         while folders:
             if time.monotonic() > until:
                 return _told(old, f"looked at {seen} names in {ground.seconds / 2:g} s, not at all", whole=False)
-            with suppress(FileNotFoundError), os.scandir(folders.pop()) as entries:
+            with suppress(FileNotFoundError, PermissionError), os.scandir(folders.pop()) as entries:
                 for entry in entries:
                     seen += 1
                     if entry.is_dir(follow_symlinks=False):
@@ -294,8 +303,8 @@ CHECKS = (
     ),
     Check(
         "lts publish",
-        "a finished file gets its final name by link or rename, and a name that is taken is left alone (P3)",
-        "mount an LTS that has link(2) or renameat2(RENAME_NOREPLACE)",
+        "a finished file gets its final name by link or rename, a taken name is left alone, files move there and back (P3)",
+        "mount an LTS that has link(2) or renameat2(RENAME_NOREPLACE), and tells small letters from large ones",
         publishing,
         WRITES,
         wanted=_mounted,
