@@ -12,6 +12,7 @@ import hashlib
 import logging
 import re
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -52,9 +53,18 @@ DATASET_TOLD: Mapping[str, type[m.FailDatasetRequest | m.FinishDatasetRequest]] 
     steps.FAIL_DATASET.name: m.FailDatasetRequest,
     steps.FINISH_DATASET.name: m.FinishDatasetRequest,
 }
+RETRIEVE_STATUS = {
+    "retrieved": payloads.RETRIEVED,
+    "failed": payloads.NOT_RETRIEVED,
+    "stopped": payloads.NOTHING_RETRIEVED,
+}
+"""What SciCat is told of a retrieval, by the last stage of its workflow."""
 NOT_ARCHIVED = (payloads.STARTED, payloads.FAILED, payloads.CONTENT, payloads.STOPPED)
 """What we write of a dataset that is not archived."""
 ARCHIVED_STAGES = ("archived", "already archived")
+RUNNING = WorkflowExecutionStatus.RUNNING
+MOST = 20_000
+"""Workflows of a kind that one sweep compares, those that ended last."""
 EVENTS, PAGES = 50, 10
 """Of a history, from its end: what was told last is among its last events."""
 SHOWN = 100
@@ -62,6 +72,35 @@ SHOWN = 100
 _SHA256 = re.compile(r"sha256:([0-9a-f]{64})")
 
 logger = logging.getLogger("archiver.sweep")
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What is remembered of a workflow of Temporal's list; the list's own rows are large (P10)."""
+
+    id: str
+    run_id: str
+    status: WorkflowExecutionStatus | None
+    started: datetime
+    stage: str
+    job_id: str
+    pid: str
+    message: str
+
+    @classmethod
+    async def of(cls, row: WorkflowExecution) -> Run:
+        """From a row of the list."""
+        found = row.typed_search_attributes
+        return cls(
+            row.id,
+            row.run_id,
+            row.status,
+            row.start_time,
+            found.get(STAGE, ""),
+            found.get(JOB_ID, ""),
+            found.get(PID, ""),
+            str((await row.memo()).get(MESSAGE, ""))[:SHOWN],
+        )
 
 
 class LateWrites:
@@ -87,50 +126,47 @@ class LateWrites:
         """Compare jobs and retrievals that ended in the last days with what SciCat says of them, and put that right."""
         done = _Done(dry_run=request.dry_run)
         async with beating("comparing jobs that ended") as say:
-            for some in _pages(await self._ended("'ArchiveJob', 'RetrieveJob'", lambda row: row.id)):
-                jobs = await self._scicat.some_jobs([_job_id(row) for row in some])
-                for row in some:
+            for some in _pages(await self._ended("'ArchiveJob', 'RetrieveJob'", lambda run: run.id)):
+                jobs = await self._scicat.some_jobs([run.job_id for run in some])
+                for run in some:
                     done.compared += 1
                     say(files=done.compared)
-                    job = jobs.get(_job_id(row))
-                    if job is not None and await _differs(row, job):
-                        await self._job(row, done)
+                    job = jobs.get(run.job_id)
+                    if job is not None and _differs(run, job):
+                        await self._job(run, done)
             say(note="comparing retrievals that ended")
-            for some in _pages(await self._ended("'RetrieveDataset'", _pid)):
-                found = await self._scicat.lifecycles([_pid(row) for row in some])
-                for row in some:
+            for some in _pages(await self._ended("'RetrieveDataset'", lambda run: run.pid)):
+                found = await self._scicat.lifecycles([run.pid for run in some])
+                for run in some:
                     done.compared += 1
                     say(files=done.compared)
-                    lifecycle = found.get(_pid(row))
-                    if lifecycle is not None and _other_retrieval(row, lifecycle):
-                        await self._retrieval(row, done)
+                    lifecycle = found.get(run.pid)
+                    if lifecycle is not None and _other_retrieval(run, lifecycle):
+                        await self._retrieval(run, done)
         return m.ComparedResult(compared=done.compared, corrected=done.corrected, lines=done.lines[: m.MAX_SWEPT])
 
-    async def _job(self, row: WorkflowExecution, done: _Done) -> None:
-        client = activity.client()
+    async def _job(self, run: Run, done: _Done) -> None:
         with answering():
-            now = await client.get_workflow_handle(row.id).describe()
-        if now.run_id != row.run_id:
+            now = await activity.client().get_workflow_handle(run.id).describe()
+        if now.run_id != run.run_id:
             return  # it was started again meanwhile
         try:
-            wrote = await self.tell_again(now, dry_run=done.dry_run)
+            wrote = await self.tell_again(run.id, run.run_id, dry_run=done.dry_run)
         except (UnknownJob, JobNotWritable):
             return
         except CatalogueFault as fault:
-            done.say(f"{_job_id(row)}: {fault.one_line()}")
+            done.say(f"{run.job_id}: {fault.one_line()}")
             return
         if wrote:
             done.corrected += 1
-            done.say(
-                f"job {_job_id(row)}: {done.would}told again that it ended as {row.typed_search_attributes[STAGE]}"
-            )
+            done.say(f"job {run.job_id}: {done.would}told again that it ended as {run.stage}")
 
-    async def tell_again(self, ended: WorkflowExecution, *, dry_run: bool) -> bool:
+    async def tell_again(self, workflow_id: str, run_id: str, *, dry_run: bool) -> bool:
         """Write a job's end once more, as its workflow told it, if SciCat says something else by now in words of ours.
 
         Returns whether there was anything to write. Raises ``JobNotWritable``, ``UnknownJob``, ``CatalogueFault``.
         """
-        told = await last_request(activity.client(), ended, JOB_TOLD)
+        told = await last_request(activity.client(), workflow_id, run_id, JOB_TOLD)
         if told is None:
             return False
         job = await self._scicat.job(told.job_id, lists=False)
@@ -141,14 +177,14 @@ class LateWrites:
             return False
         if not dry_run:
             if isinstance(told, w.FinishRetrieveJobRequest):
-                await self._retrieve.tell_end(told, run=ended.run_id)
+                await self._retrieve.tell_end(told, run=run_id)
             else:
                 await self._archive.tell_end(told)
         return True
 
-    async def _retrieval(self, row: WorkflowExecution, done: _Done) -> None:
-        pid = _pid(row)
-        told = await last_request(activity.client(), row, RETRIEVAL_TOLD)
+    async def _retrieval(self, run: Run, done: _Done) -> None:
+        pid = run.pid
+        told = await last_request(activity.client(), run.id, run.run_id, RETRIEVAL_TOLD)
         if told is None or pid in await retrieved_now(activity.client()):
             return
         if isinstance(told, w.FinishRetrieveRequest):
@@ -172,16 +208,16 @@ class LateWrites:
         pids: list[str] = []
         what: list[str] = []
         async with beating("comparing datasets that ended") as say:
-            ended = await self._ended("'ArchiveDataset'", _pid)
+            ended = await self._ended("'ArchiveDataset'", lambda run: run.pid)
             for number, some in enumerate(_pages(ended)):
                 say(files=number * PAGE)
-                found = await self._scicat.lifecycles([_pid(row) for row in some])
-                for row in some:
-                    lifecycle = found.get(_pid(row))
-                    if lifecycle is not None and _is_spoiled(row, lifecycle, self._settings):
-                        pids.append(_pid(row))
-                        stage = row.typed_search_attributes.get(STAGE, "?")
-                        what.append(f"SciCat says {lifecycle.archive_status_message!r}, its workflow ended as {stage}")
+                found = await self._scicat.lifecycles([run.pid for run in some])
+                for run in some:
+                    lifecycle = found.get(run.pid)
+                    if lifecycle is not None and _is_spoiled(run, lifecycle, self._settings):
+                        pids.append(run.pid)
+                        said = lifecycle.archive_status_message
+                        what.append(f"SciCat says {said!r}, its workflow ended as {run.stage}")
         first = m.MAX_FOUND
         return m.FoundLeftovers(pids=pids[:first], what=what[:first], more=max(0, len(pids) - first))
 
@@ -226,19 +262,25 @@ class LateWrites:
 
     # --- what ended ---------------------------------------------------------------------------------------------------
 
-    async def _ended(self, kinds: str, key: Callable[[WorkflowExecution], str]) -> list[WorkflowExecution]:
-        """Of each ``key`` the workflow that ended last, if it ended in the last days, told SciCat, and none runs now."""
+    async def _ended(self, kinds: str, key: Callable[[Run], str]) -> list[Run]:
+        """Of each ``key`` the workflow that ended last, if it ended in the last days, told SciCat, and none runs now.
+
+        At most the ``MOST`` that ended last: Temporal lists what runs first, then the newest end.
+        """
         days = self._settings.sweep.compare_days
         if not days:
             return []
-        since = datetime.now(UTC) - timedelta(days=days)
-        query = ended_query(kinds, since)
-        latest: dict[str, WorkflowExecution] = {}
-        async for row in _listed(query):
-            there = latest.get(key(row))
-            if there is None or (row.close_time is None, row.start_time) > (there.close_time is None, there.start_time):
-                latest[key(row)] = row
-        return [row for name, row in latest.items() if name and row.status in ENDED]
+        latest: dict[str, Run] = {}
+        ended = 0
+        async for row in _listed(ended_query(kinds, datetime.now(UTC) - timedelta(days=days))):
+            run = await Run.of(row)
+            ended += run.status != RUNNING
+            if ended > MOST:
+                break
+            there = latest.get(key(run))
+            if there is None or (run.status == RUNNING, run.started) > (there.status == RUNNING, there.started):
+                latest[key(run)] = run
+        return [run for name, run in latest.items() if name and run.status in ENDED]
 
 
 class _Done:
@@ -256,7 +298,7 @@ class _Done:
         self.lines.append(line[: m.MAX_OUTCOME_MESSAGE])
 
 
-async def last_request(client: Client, ended: WorkflowExecution, kinds: Mapping[str, type[Any]]) -> Any:
+async def last_request(client: Client, workflow_id: str, run_id: str, kinds: Mapping[str, type[Any]]) -> Any:
     """What the last of these steps was asked in a workflow that ended, read from the end of its history; None: there is none."""
     token = b""
     for _ in range(PAGES):
@@ -264,7 +306,7 @@ async def last_request(client: Client, ended: WorkflowExecution, kinds: Mapping[
             answer = await client.workflow_service.get_workflow_execution_history_reverse(
                 GetWorkflowExecutionHistoryReverseRequest(
                     namespace=client.namespace,
-                    execution=Execution(workflow_id=ended.id, run_id=ended.run_id),
+                    execution=Execution(workflow_id=workflow_id, run_id=run_id),
                     maximum_page_size=EVENTS,
                     next_page_token=token,
                 )
@@ -292,39 +334,28 @@ def digest_of(blocks: Iterable[tuple[str, int, str]]) -> str:
     return hashlib.sha256("".join(rows).encode("utf-8", "surrogatepass")).hexdigest()
 
 
-async def _differs(row: WorkflowExecution, job: Job) -> bool:
+def _differs(run: Run, job: Job) -> bool:
     """Whether SciCat says something else of a job than its workflow left in Temporal's list. Read again before it is written."""
-    stage = row.typed_search_attributes.get(STAGE)
-    if stage not in TERMINAL or not OUR_WORDS.match(job.status_message):
+    if run.stage not in TERMINAL or not OUR_WORDS.match(job.status_message):
         return False
-    message = str((await row.memo()).get(MESSAGE, ""))
-    return job.status_code != stage or not job.status_message.startswith(message[:SHOWN])
+    return job.status_code != run.stage or not job.status_message.startswith(run.message)
 
 
-def _other_retrieval(row: WorkflowExecution, lifecycle: Lifecycle) -> bool:
-    stage = row.typed_search_attributes.get(STAGE)
-    if stage not in ("retrieved", "failed", "stopped") or not lifecycle.retrieved_by_us:
+def _other_retrieval(run: Run, lifecycle: Lifecycle) -> bool:
+    if run.stage not in RETRIEVE_STATUS or not lifecycle.retrieved_by_us:
         return False
-    return lifecycle.retrieve_status_message != (payloads.RETRIEVED if stage == "retrieved" else payloads.NOT_RETRIEVED)
+    return lifecycle.retrieve_status_message != RETRIEVE_STATUS[run.stage]
 
 
-def _is_spoiled(row: WorkflowExecution, lifecycle: Lifecycle, settings: Settings) -> bool:
+def _is_spoiled(run: Run, lifecycle: Lifecycle, settings: Settings) -> bool:
     if lifecycle.is_archived or is_foreign(lifecycle.storage_location, settings.archive):
         return False
     said = lifecycle.archive_status_message
     if said not in NOT_ARCHIVED:
         return False
     # What is not retrievable was never archived: then only a mark of ours that nobody took back is wrong.
-    archived = row.typed_search_attributes.get(STAGE) in ARCHIVED_STAGES or lifecycle.retrievable
-    return archived or (said == payloads.STARTED and lifecycle.archive_job == row.typed_search_attributes.get(JOB_ID))
-
-
-def _job_id(row: WorkflowExecution) -> str:
-    return row.typed_search_attributes.get(JOB_ID) or ""
-
-
-def _pid(row: WorkflowExecution) -> str:
-    return row.typed_search_attributes.get(PID) or ""
+    archived = run.stage in ARCHIVED_STAGES or lifecycle.retrievable
+    return archived or (said == payloads.STARTED and lifecycle.archive_job == run.job_id)
 
 
 def _sha256(version: str) -> str:
@@ -332,8 +363,8 @@ def _sha256(version: str) -> str:
     return match[1] if match else ""
 
 
-def _pages(rows: list[WorkflowExecution]) -> Iterable[list[WorkflowExecution]]:
-    return (rows[start : start + PAGE] for start in range(0, len(rows), PAGE))
+def _pages(runs: list[Run]) -> Iterable[list[Run]]:
+    return (runs[start : start + PAGE] for start in range(0, len(runs), PAGE))
 
 
 async def _listed(query: str) -> AsyncIterator[WorkflowExecution]:

@@ -216,7 +216,7 @@ class JobSweep:
                     latest = one
         if latest is None or latest.status not in ENDED:
             return None
-        told = await last_request(activity.client(), latest, DATASET_TOLD)
+        told = await last_request(activity.client(), latest.id, latest.run_id or "", DATASET_TOLD)
         return told if isinstance(told, m.FailDatasetRequest) else None
 
     def _mark(self, dataset: Dataset) -> tuple[float, str] | None:
@@ -330,7 +330,7 @@ class _Round:
         if ended is not None and ended.status in ENDED and head.status_code == payloads.IN_PROGRESS:
             # It told SciCat its end, and a step that stood still wrote over that. Or else the job is not ours to write, or
             # a person has put it in progress again.
-            if await self._late_writes.tell_again(ended, dry_run=self._dry_run):
+            if await self._late_writes.tell_again(ended.id, ended.run_id or "", dry_run=self._dry_run):
                 self._did("corrected", head.id, "its workflow had ended, and told so")
             else:
                 self.done["foreign"] += 1

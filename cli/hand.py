@@ -107,13 +107,18 @@ async def retry(client: Client, settings: Settings, ref: str, *, reason: str, wh
     }
 
 
-async def _abandoned(client: Client, job_id: str, retrieve: bool) -> list[str]:
-    """The job's datasets whose latest run an operator abandoned."""
+def stopped_query(job_id: str, retrieve: bool) -> str:
+    """The visibility query for runs of a job's datasets that somebody stopped."""
     kind = "RetrieveDataset" if retrieve else "ArchiveDataset"
-    query = (
+    return (
         f"WorkflowType = '{kind}' AND ScicatJobId = '{job_id}'"
         " AND (ExecutionStatus IN ('Terminated', 'Canceled') OR Stage = 'stopped')"
     )
+
+
+async def _abandoned(client: Client, job_id: str, retrieve: bool) -> list[str]:
+    """The job's datasets whose latest run an operator abandoned."""
+    query = stopped_query(job_id, retrieve)
     names = dict.fromkeys([row.id async for row in client.list_workflows(query, rpc_timeout=RPC)])
     found = []
     for workflow in names:

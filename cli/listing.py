@@ -51,6 +51,11 @@ def query_of(*, running: bool = False, failed: bool = False, since: str | None =
     return " AND ".join(parts)
 
 
+def group_query(group: str) -> str:
+    """The visibility query for datasets of an owner group."""
+    return f"WorkflowType IN ('ArchiveDataset', 'RetrieveDataset') AND OwnerGroup = '{quoted(keyword(group))}'"
+
+
 async def jobs(
     client: Client,
     *,
@@ -105,9 +110,8 @@ async def _latest(client: Client, rows: list[WorkflowExecution], failed: bool) -
 
 async def _of_group(client: Client, query: str, group: str, limit: int, failed: bool) -> Data:
     """Jobs with a dataset of this owner group under way or done."""
-    ours = f"WorkflowType IN ('ArchiveDataset', 'RetrieveDataset') AND OwnerGroup = '{quoted(keyword(group))}'"
     names: list[str] = []
-    async for row in client.list_workflows(ours, limit=GROUP_DATASETS, rpc_timeout=RPC):
+    async for row in client.list_workflows(group_query(group), limit=GROUP_DATASETS, rpc_timeout=RPC):
         job = row.typed_search_attributes.get(JOB_ID)
         if job and job not in names:
             names.append(job)

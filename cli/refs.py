@@ -109,8 +109,13 @@ async def _of_dataset(client: Client, pid: str) -> str:
         raise
 
 
+def begun_query(beginning: str) -> str:
+    """The visibility query for jobs whose id begins so."""
+    return f"WorkflowType IN ('ArchiveJob', 'RetrieveJob') AND ScicatJobId STARTS_WITH '{beginning.lower()}'"
+
+
 async def _begin_with(client: Client, beginning: str) -> list[str]:
-    query = f"WorkflowType IN ('ArchiveJob', 'RetrieveJob') AND ScicatJobId STARTS_WITH '{beginning.lower()}'"
+    query = begun_query(beginning)
     try:
         listed = client.list_workflows(query, limit=100, rpc_timeout=RPC)
         return list(dict.fromkeys([one.id async for one in listed]))

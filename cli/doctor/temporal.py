@@ -34,7 +34,9 @@ from cli import sweep_state
 from cli.doctor.check import Check, Finding, fail, not_checked, ok, warn
 from cli.doctor.clocks import judged
 from cli.doctor.ground import Ground, now
-from cli.listing import query_of
+from cli.hand import stopped_query
+from cli.listing import group_query, query_of
+from cli.refs import begun_query
 from cli.schedules import keep_schedules, wanted
 from cli.setup import INDEXED, LEAST_RETENTION, RETENTION
 
@@ -177,20 +179,23 @@ async def clock(ground: Ground) -> Finding:
 
 
 async def lists(ground: Ground) -> Finding:
-    """Each list of workflows that the sweeps and ``archiver jobs`` ask for, by the functions that make it."""
+    """Each list of workflows that the sweeps, ``jobs`` and ``retry`` ask for, by the functions that make it."""
     asked = {
         "the sweep for jobs": running_query(JOBS),
         "the sweep for leftovers": running_query(DATASETS),
         "the sweep for leftovers, of what ended": ended_query("'ArchiveJob'", now()),
         "archiver jobs --failed": query_of(failed=True, since="1d"),
         "archiver jobs --running": query_of(running=True),
+        "archiver jobs --group": group_query("archiver-doctor"),
+        "archiver retry": stopped_query("archiver-doctor", retrieve=False),
+        "whoever shortens a job's id": begun_query("0"),
     }
     for who, query in asked.items():
         try:
             await _client(ground).count_workflows(query)
         except RPCError as error:
             return fail(f"Temporal refuses what {who} asks for: {error.message}"[:300])
-    return ok(f"{len(asked)} lists, as the sweeps and archiver jobs ask for them")
+    return ok(f"{len(asked)} lists, as the sweeps, archiver jobs and retry ask for them")
 
 
 async def sweeps(ground: Ground) -> Finding:
@@ -278,7 +283,7 @@ CHECKS = (
     ),
     Check(
         "temporal lists",
-        "asks for the lists of workflows that the sweeps and archiver jobs ask for, by the same code",
+        "asks for the lists of workflows that the sweeps, archiver jobs and retry ask for, by the same code",
         "archiver doctor --fix  makes the search attributes; Temporal needs a visibility store that knows OR and IN",
         lists,
         ("temporal search attributes",),

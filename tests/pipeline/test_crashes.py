@@ -144,7 +144,6 @@ async def test_p5_one_kill_while_each_of_many_jobs_is_in_another_call_of_scicat(
         ("PATCH", "/datasets/{pid}/datasetlifecycle$"),
         ("GET", "/datasets/{pid}/origdatablocks/count$"),
         ("GET", "/datasets/{pid}/datablocks/count$"),
-        ("PATCH", "/datasets/{pid}$"),
         ("GET", "/jobs/{job}$"),
         ("PATCH", "/jobs/{job}$"),
     ):
