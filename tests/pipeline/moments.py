@@ -86,6 +86,13 @@ def on_lts(system: System, pid: str) -> dict[str, int]:
     return found
 
 
+def miscounted(system: System, pid: str) -> None:
+    """SciCat's own sums of the dataset are wrong: they must be put right."""
+    dataset = system.standin.store.get("datasets", pid)
+    assert dataset is not None
+    system.standin.store.put("datasets", pid, {**dataset, "packedSize": 12345})
+
+
 def dataset_workflow(system: System, pid: str) -> WorkflowHandle[Any, Any]:
     """The dataset's workflow."""
     return system.client.get_workflow_handle(f"archive-dataset/{pid}")

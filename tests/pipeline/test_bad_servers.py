@@ -18,6 +18,7 @@ from archiver.catalogue.standin.app import Fault
 from archiver.settings import S3Settings
 from tests.pipeline.conftest import MakeSystem
 from tests.pipeline.faulty_s3 import EVER, FaultyS3, S3Fault
+from tests.pipeline.moments import miscounted
 from tests.pipeline.oracle import assert_archived, assert_clean, nothing_left
 from tests.pipeline.system import Overrides, System
 
@@ -81,13 +82,6 @@ async def serving(system: System, overrides: Overrides | None = None) -> AsyncIt
 async def assert_job_told_once(system: System, job_id: str, code: str = "finishedSuccessful") -> None:
     """Exactly one terminal update: SciCat mails at each."""
     assert [mail for job, mail in system.standin.mails if job == job_id] == ["inProgress", code]
-
-
-def miscounted(system: System, pid: str) -> None:
-    """SciCat's own sums of the dataset are wrong: they must be put right."""
-    dataset = system.standin.store.get("datasets", pid)
-    assert dataset is not None
-    system.standin.store.put("datasets", pid, {**dataset, "packedSize": 12345})
 
 
 # --- SciCat -------------------------------------------------------------------------------------------------------------
