@@ -357,7 +357,11 @@ class Bags(ABC):
             # Of an attempt that was late: it was published over the files that another had just written, or taken away.
             self.quarantine(dataset, TAG_MANIFEST, NO_BAG, attempt, progress)
         self.remove_unverified(dataset, attempt, progress)
-        missing = [n for n in read_manifest_sha256(files[PAYLOAD_MANIFEST]) if self.size_of(dataset, n) is None]
+        payload = read_manifest_sha256(files[PAYLOAD_MANIFEST])
+        for name in self.names(dataset):
+            if f"data/{name}" not in payload and (DATABLOCK.fullmatch(name) or MANIFEST.fullmatch(name)):
+                self.quarantine(dataset, f"data/{name}", "is not of the bag that is made", attempt, progress)
+        missing = [n for n in payload if self.size_of(dataset, n) is None]
         if missing:
             raise IntegrityMismatch(
                 f"verified files of {dataset} are no longer on the LTS",
@@ -378,6 +382,8 @@ class Bags(ABC):
             wrong = [name for name, data in listed.items() if self.get_small(dataset, name) != data]
             wrong += [name for name in payload if self.size_of(dataset, name) is None]
             if not wrong:
+                # What a late one put there before it could see that the bag is complete.
+                self.remove_unverified(dataset, attempt, progress)
                 return
             if not last:
                 self.put_back(dataset, attempt, progress)

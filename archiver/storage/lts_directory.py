@@ -52,6 +52,7 @@ from archiver.storage.lts import (
     of_staging,
     other_bytes,
     other_content,
+    pairs,
     read_marker,
 )
 from archiver.storage.quarantine import Seen, back, home, look, one, take
@@ -294,6 +295,7 @@ class FileSystemLts(Bags):
             # A marker seen now: what was written went to the LTS, and not to a mount point that lost its mount.
             self.check_marker()
             self._publish(partial, final)
+        self._not_of_another(dataset, final, attempt)
         self._same_size(final, size)
         self.release(promise)
 
@@ -303,6 +305,21 @@ class FileSystemLts(Bags):
         except FileExistsError:
             if self._digest(final) != self._digest(partial):
                 raise other_bytes(_called(final), "the same bytes, or nothing", "other bytes") from None
+
+    def _not_of_another(self, dataset: str, final: Path, attempt: str) -> None:
+        """We were late, if a bag was completed meanwhile that does not list what we have just put there: it goes again."""
+        if not self._is_there(self._root / dataset / TAG_MANIFEST) or f"data/{final.name}" in self.listed(dataset):
+            return
+        with self._faults(str(final)):
+            if (seen := look(final)) is not None and (own := take(seen, final, attempt, lambda _: True)):
+                own.unlink(missing_ok=True)
+        raise LtsFault(
+            f"another job completed the bag of {dataset} while {final.name} was written",
+            expected="one job at a time on a dataset",
+            found=f"a complete bag without {final.name}",
+            next_step="nothing of it was changed",
+            retryable=False,
+        )
 
     def _same(self, final: Path, size: int, sha256: str, progress: Progress) -> None:
         """An earlier attempt published it: the same bytes, or somebody else's."""
@@ -395,6 +412,7 @@ class FileSystemLts(Bags):
         final = self._root / dataset / name
         with self._faults(str(final)):
             self._write_durably(final, data, attempt)
+        self._not_of_another(dataset, final, attempt)
 
     def publish_bag(
         self, dataset: str, files: dict[str, bytes], plan_id: str, attempt: str, progress: Progress
@@ -575,6 +593,7 @@ class FileSystemLts(Bags):
         self.put_back(dataset, attempt, progress)
         folder = self._root / dataset
         if self._is_there(folder / TAG_MANIFEST):
+            self._clear_strays(dataset, attempt, progress)
             return 0
         removed = 0
         with self._faults(dataset):
@@ -587,6 +606,27 @@ class FileSystemLts(Bags):
             with suppress(OSError):
                 empty.rmdir()
         return removed
+
+    def _clear_strays(self, dataset: str, attempt: str, progress: Progress) -> None:
+        """Of a complete bag that is whole: what has a name of ours and is not listed, as a late copy leaves it, goes into
+        quarantine. A bag holds what its manifest says, and nothing else.
+        """
+        if not self._strays(dataset) or not self.stands(dataset):
+            return
+        listed = self.listed(dataset)
+        with self._faults(dataset):
+            for path in self._strays(dataset):
+                seen = look(path) if f"data/{path.name}" not in listed else None
+                progress.note(f"taking {path.name} of {dataset} into quarantine")
+                if seen is not None and (own := take(seen, path, attempt, lambda _: True)):
+                    self._keep(own, dataset, path, "is not of the bag that lies there", attempt)
+
+    def _strays(self, dataset: str) -> list[Path]:
+        """Datablocks without a manifest beside them, and manifests without a datablock: a complete bag has none."""
+        names = self.names(dataset)
+        kept = {name for pair in pairs(names) for name in pair}
+        ours = [name for name in names if DATABLOCK.fullmatch(name) or MANIFEST.fullmatch(name)]
+        return [self._root / dataset / "data" / name for name in ours if name not in kept]
 
     def _unverified(self, dataset: str) -> list[Seen]:
         """Partial and unverified files of a dataset without a complete bag: what may be removed."""
@@ -816,11 +856,14 @@ class FileSystemLts(Bags):
 
     def _left_of_bag(self, dataset: str, taken: list[Path]) -> Leftover | None:
         """Of a complete bag: what an attempt took, or wrote, that died. What is missing by that is not waited for."""
-        if not taken and not (self._quarantine / dataset).exists():
+        strays = self._strays(dataset)
+        if not taken and not strays and not (self._quarantine / dataset).exists():
             return None
         missing = [name for name in self.listed(dataset) if not (self._root / dataset / name).exists()]
         if missing:
             return Leftover(dataset, f"{len(missing)} files missing in its bag, and files in quarantine", LONG_AGO)
+        # What is missing by a stray is not a stray's to mend: a bag that does not stand is for people to look at.
+        taken = taken + (strays if strays and self.stands(dataset) else [])
         if not taken:
             return None
         return Leftover(

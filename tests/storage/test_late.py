@@ -277,6 +277,12 @@ def copy(lts: FileSystemLts, progress: Silent) -> None:
     lts.copy_in(PID, BLOCK, iter([OLD]), progress=progress, **given)
 
 
+def copy_one_more(lts: FileSystemLts, progress: Silent) -> None:
+    given: dict[str, Any] = {"size": len(OLD), "sha256": MADE_OLD.result.sha256, "attempt": "first-1-1", "promise": "p"}
+    lts.copy_in(PID, "data/2.tar.gz", iter([OLD]), progress=progress, **given)
+    lts.put_small(PID, "data/2.manifest.jsonl.gz", MADE_OLD.manifest, "first-2-1")
+
+
 CASES: dict[str, tuple[Callable[[Path], None], Callable[[FileSystemLts, Silent], None]]] = {
     "roll-back": (unverified, roll_back),
     "roll-back of the same bytes": (unverified_same, roll_back),
@@ -286,6 +292,7 @@ CASES: dict[str, tuple[Callable[[Path], None], Callable[[FileSystemLts, Silent],
     "bag of another plan": (half_a_bag, publish_old),
     "bag of the same plan": (half_a_bag_same, publish_same),
     "receipt": (half_a_bag, tell),
+    "copy of a datablock more": (lambda root: None, copy_one_more),
     "copy": (lambda root: lay(root, {"data/.1.tar.gz.dead-1-1.partial": b"part"}), copy),
 }
 

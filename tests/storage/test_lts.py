@@ -711,7 +711,7 @@ def test_a_manifest_whose_datablock_is_gone_does_not_vouch_for_another(lts: File
 def test_p3_a_complete_bag_is_never_touched(lts: FileSystemLts, root: Path) -> None:
     verified(root)
     lts.publish_bag(PID, bag(), "p1", "run-9-1", Silent())
-    (root / PID / "data/2.tar.gz").write_bytes(b"strange, but not ours to remove")
+    (root / PID / "data/notes.txt").write_bytes(b"strange, and not ours by name")
     before = everything(root)
     survey = lts.survey(PID, "p1", 1)
     assert (survey.complete, survey.plan_id, survey.reusable, survey.removed) == (True, "p1", [1], 0)
