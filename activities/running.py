@@ -131,7 +131,9 @@ def told_async(function: Callable[P, Awaitable[R]]) -> Callable[P, Awaitable[R]]
             if details is None or details.cancel_requested:
                 raise
             # The SDK would call it cancelled, and the workflow would take that for somebody's wish.
-            raise stopped("the worker shuts down") from None
+            gone = details.not_found or details.timed_out
+            why = "it stood still, or was cut off, and was given to another attempt" if gone else "the worker shuts down"
+            raise stopped(why) from None
 
     return run
 

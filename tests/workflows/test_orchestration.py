@@ -130,6 +130,7 @@ async def test_a_clean_up_that_lasts_delays_no_report_and_is_done_all_the_same(
     async def plan(request: m.PlanRequest) -> m.PlanResult:
         if end == "stopped":
             await handle.signal("cancel", m.StopRequest(reason="test", who="test"))
+            await asyncio.sleep(3600)
         raise content_error("2 files are missing")
 
     script.replaced["clean-staging"] = clean
