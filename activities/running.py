@@ -132,7 +132,9 @@ def told_async(function: Callable[P, Awaitable[R]]) -> Callable[P, Awaitable[R]]
                 raise
             # The SDK would call it cancelled, and the workflow would take that for somebody's wish.
             gone = details.not_found or details.timed_out
-            why = "it stood still, or was cut off, and was given to another attempt" if gone else "the worker shuts down"
+            why = (
+                "it stood still, or was cut off, and was given to another attempt" if gone else "the worker shuts down"
+            )
             raise stopped(why) from None
 
     return run

@@ -221,7 +221,7 @@ async def test_a_refused_job_is_dead_lettered_and_its_workflow_tells_its_users(
 ) -> None:
     pid = await system.dataset(FILES)
     listed = {"datasetList": [{"pid": pid, "files": list(FILES)}]}
-    job_id = await system.job(pid, jobParams=listed)
+    job_id = system.stored_job(jobParams=listed)
     async with consuming(broker.settings(system.settings, queue), intake.take):
         await broker.publish(queue, {"id": job_id})
         dead = await broker.next_of(f"{queue}.dead")

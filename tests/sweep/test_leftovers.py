@@ -228,7 +228,9 @@ async def test_p3_an_archived_dataset_loses_what_is_staged_of_it_and_nothing_els
     async with sweeping(system, overrides=ANY_AGE) as sweeper:
         swept = await sweeper.leftovers()
     assert swept.cleared == 1
-    (kept,) = [path for path in (system.lts / ".archiver/quarantine" / pid).rglob("*7.tar.gz*") if path.suffix != ".json"]
+    (kept,) = [
+        path for path in (system.lts / ".archiver/quarantine" / pid).rglob("*7.tar.gz*") if path.suffix != ".json"
+    ]
     assert kept.read_bytes() == b"of a person"
     assert (await system.record(pid), files_of(system, pid)) == (record, bag)
     await assert_archived(system, pid, SMALL)
