@@ -36,6 +36,7 @@ class DatasetWork:
         self.subscribers = list(subscribers)
         self.stop: m.StopRequest | None = None
         self.too_late = False
+        self.only_clearing = False
         self.work: asyncio.Task[m.DatasetOutcome] | None = None
 
     @workflow.signal(description="Stop this dataset: {reason, who}. What is verified stays; it can be asked for again")
@@ -49,9 +50,12 @@ class DatasetWork:
 
     @workflow.signal(description="A job asks to be told the outcome: {workflow_id}")
     def subscribe(self, *given: object) -> None:
-        """Remember who wants to know the outcome."""
+        """Remember who wants to know the outcome; not where only clearing is left of a run that did not end well.
+
+        A job that comes so late asked for a run of its own: it looks again, and begins one once this is over.
+        """
         request = heard(m.Subscribe, given)
-        if request is not None and request.workflow_id not in self.subscribers:
+        if request is not None and not self.only_clearing and request.workflow_id not in self.subscribers:
             self.subscribers.append(request.workflow_id)
 
     async def to_its_end(self) -> m.DatasetOutcome:
@@ -80,6 +84,7 @@ class DatasetWork:
         task = asyncio.gather(*work)
         await workflow.wait([task], timeout=TELL_AFTER.total_seconds())
         if not task.done():
+            self.only_clearing = outcome.outcome not in m.GOOD
             if (parent := workflow.info().parent) is not None:
                 self.subscribers.append(parent.workflow_id)
             await self.tell(outcome)

@@ -153,6 +153,30 @@ async def test_a_clean_up_that_lasts_delays_no_report_and_is_done_all_the_same(
     assert cleaned
 
 
+async def test_a_job_that_comes_while_a_failed_run_still_clears_gets_a_run_of_its_own(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(work, "TELL_AFTER", timedelta(seconds=1))
+    script, go_on = unique(Script(datablocks=1)), asyncio.Event()
+
+    async def clean(request: Any) -> Any:
+        await go_on.wait()
+        return m.Done(what="cleaned")
+
+    async def plan(request: m.PlanRequest) -> m.PlanResult:
+        del script.replaced["plan-dataset"]
+        raise content_error("2 files are missing")
+
+    script.replaced |= {"clean-staging": clean, "plan-dataset": plan}
+    first = await start(client := await serve(script, sandboxed=False))
+    assert (await asyncio.wait_for(first.result(), 60)).counts == m.Counts(content_errors=1)
+    second = await start(client)
+    await asyncio.sleep(2)
+    assert (await second.describe()).status == WorkflowExecutionStatus.RUNNING
+    go_on.set()
+    assert (await asyncio.wait_for(second.result(), 60)).counts == m.Counts(archived=1)
+
+
 async def test_bytes_that_do_not_verify_go_into_quarantine_and_are_made_anew_from_the_source(serve: Serve) -> None:
     script = unique(Script(datablocks=1))
     results = iter([content_error("differs", "system", "IntegrityMismatch"), None])
